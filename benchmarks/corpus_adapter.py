@@ -66,8 +66,8 @@ from serving.models.catalogue import NANO, model_folder
 PARTS = ("quality", "instant", "canary", "kills", "increment")
 # Share of the time in which adapters of corpora are trained at most.
 _TRAINING_SHARE = 0.5
-# Further options of a corpus's training. One pass over LARGE takes an hour; by itself the command
-# would try a second, and may take three.
+# Further options of a corpus's training. One pass over LARGE takes more than an hour; by itself the
+# command would try a second, and may take three.
 _TRAINING_OPTIONS = {LARGE: ("--passes", "1")}
 # The amount of work of a part: as a result needs it, and to see whether all works.
 REQUESTS, KILLS, ROUNDS = 1000, 50, 5

@@ -132,7 +132,7 @@ class CorpusPool:
         self._clean_cache()
 
     def _clean_cache(self) -> None:
-        # If it cannot be done now, whoever opens a corpus learns why.
+        # If the database cannot be used, opening a corpus raises the error that says so.
         with suppress(CorpusError):
             corpora_at(self._root).clean_cache()
 

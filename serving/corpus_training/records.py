@@ -31,7 +31,8 @@ class OperationEndedError(MayflyError):
 class TrainingRecords:
     """The records as one server process reads and writes them.
 
-    Methods raise MissingError if the principal does not see, or to write own, the vector store.
+    Methods raise MissingError if the principal does not see the vector store, and `write` raises
+    ReadOnlyError if they do not own it.
 
     Args:
         library: calls the library of the corpora.

@@ -654,7 +654,7 @@ def test_a_file_is_ingested_once_its_database_is_back(
 
     status = None
     for _ in range(600):
-        # Whoever waited in vain last has others refused for a moment.
+        # For a second after the last failed wait, all callers are refused.
         with suppress(CorpusUnavailableError):
             status = wait_until_ingested(library, "notes", file).status
             break

@@ -44,6 +44,14 @@ from tests.serving.corpus_training.conftest import (
 _ONE_PASS = TrainingOptions(passes=1)
 
 
+@pytest.fixture
+def boats(corpus: Corpus, words: Embedder, add: AddDocuments) -> None:
+    """Another vector store beside `ships`, of two documents."""
+    boats = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
+    add(boats, 1, 2)
+    boats.close()
+
+
 async def ended(trainings: CorpusTrainings, store: str = "ships") -> TrainingOperation:
     """The last training of a vector store, once it has ended."""
 
@@ -73,17 +81,11 @@ async def test_a_training_is_queued_and_completes(
     assert corpus.training.status(shape).reason is None
 
 
+@pytest.mark.usefixtures("boats")
 async def test_trainings_are_done_one_after_the_other(
     serving: Serve,
     trainer: TrainerWorker,
-    corpus: Corpus,
-    words: Embedder,
-    add: AddDocuments,
 ) -> None:
-    root = corpus.folder.parent
-    other = Corpus.create(root, "boats", words, corpus.meta()["tokenizer"])
-    add(other, 1, 2)
-    other.close()
     paused = PausableTrainer(trainer)
     async with serving(paused) as trainings:
         await trainings.train("ships", _ONE_PASS, OPERATOR)
@@ -208,17 +210,12 @@ async def test_a_cancelled_training_stays_cancelled_while_its_progress_is_record
     assert operation.status is Status.CANCELLED
 
 
+@pytest.mark.usefixtures("boats")
 async def test_cancelling_a_queued_training_does_not_disturb_the_one_before_it(
     serving: Serve,
     trainer: TrainerWorker,
-    corpus: Corpus,
-    words: Embedder,
-    add: AddDocuments,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
-    add(other, 1, 2)
-    other.close()
     is_ending, may_end = asyncio.Event(), asyncio.Event()
     renew = TrainingRecords.renew
 
@@ -358,17 +355,12 @@ async def test_the_seconds_of_a_training_are_those_of_all_its_attempts(
     assert corpus.training.status().not_learnt > DOCUMENTS * SEQUENCES / 2
 
 
+@pytest.mark.usefixtures("boats")
 async def test_a_problem_with_one_corpus_does_not_keep_others_from_training(
     serving: Serve,
     trainer: TrainerWorker,
-    corpus: Corpus,
-    words: Embedder,
-    add: AddDocuments,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
-    add(other, 1, 2)
-    other.close()
     status = AdapterTraining.status
 
     def status_of_one(training: AdapterTraining, *args: Any, **kwargs: Any) -> AdapterStatus:
