@@ -56,6 +56,14 @@ class TrainingRecords:
         await call(AdapterTraining.record, held.as_dict())
         return held
 
+    async def begin(
+        self, operation: TrainingOperation, seen: TrainingOperation | None
+    ) -> TrainingOperation | None:
+        """As `write`, if what is recorded is still what was seen; None if it is not."""
+        held = replace(operation, holder=self._holder, renewed=time.time())
+        call = calls_to(self._library, operation.store, OPERATOR)
+        return held if await call(_record_instead, seen, held.as_dict()) else None
+
     async def renew(self, operation: TrainingOperation) -> bool:
         """Record the progress or the outcome of an operation; False if this process does not hold
         it any more.
@@ -98,3 +106,13 @@ def _if_held(
     if not is_held:
         raise OperationEndedError("the training was cancelled, or another process does it")
     return method(training, *args, **kwargs)
+
+
+def _record_instead(
+    training: AdapterTraining, seen: TrainingOperation | None, record: Mapping[str, Any]
+) -> bool:
+    stored = training.recorded()
+    if (None if stored is None else TrainingOperation.from_dict(stored)) != seen:
+        return False
+    training.record(record)
+    return True

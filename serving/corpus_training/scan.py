@@ -1,4 +1,4 @@
-"""CorpusScan: looks through the vector stores for trainings that a server process should begin.
+"""CorpusScan: looks through the vector stores for trainings, and begins those nobody else does.
 
 These are the operations that another process has abandoned and, with `keeps_fresh`, trainings of
 corpora that have changed.
@@ -7,7 +7,7 @@ corpora that have changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import replace
 
 from selection.access import OPERATOR
@@ -64,12 +64,12 @@ class CorpusScan:
         """
         self._tried[store] = status.left_to(self._shape)
 
-    async def run(self, pending: Container[str]) -> list[TrainingOperation]:
-        """The operations to begin. A problem with one vector store is logged, and keeps no other
-        one from being looked at.
+    async def run(self, is_own: Callable[[str], bool]) -> list[TrainingOperation]:
+        """Begin operations: they are recorded, and this process has to do them. A problem with one
+        vector store is logged, and keeps no other one from being looked at.
 
         Args:
-            pending: the vector stores whose operations this process has.
+            is_own: whether this process has an operation of a vector store.
         """
         operations: list[TrainingOperation] = []
         after: str | None = None
@@ -81,12 +81,19 @@ class CorpusScan:
                 try:
                     stored = await self._records.read(store, OPERATOR)
                     if stored is None or not stored.is_pending:
-                        if self._keeps_fresh and await self._has_settled(store):
-                            operations.append(TrainingOperation.new(store, TrainingOptions()))
-                    elif store not in pending:
-                        sees_other_trainings |= stored.is_under_way
-                        if not stored.is_under_way:
-                            operations.append(replace(stored, status=Status.QUEUED))
+                        if not self._keeps_fresh or not await self._has_settled(store):
+                            continue
+                        operation = TrainingOperation.new(store, TrainingOptions())
+                    elif is_own(store):
+                        continue
+                    elif stored.is_under_way:
+                        sees_other_trainings = True
+                        continue
+                    else:
+                        operation = replace(stored, status=Status.QUEUED)
+                    # Another process may have begun or ended it since it was read.
+                    if (held := await self._records.begin(operation, stored)) is not None:
+                        operations.append(held)
                 except MissingError:
                     # It was deleted meanwhile.
                     continue

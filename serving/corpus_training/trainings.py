@@ -128,7 +128,9 @@ class CorpusTrainings:
         if stored is not None and (stored.is_under_way or stored.store in self._pending):
             return stored
         self._scan.note_training(info.id, status)
-        return await self._add(TrainingOperation.new(info.id, options))
+        held = await self._records.write(TrainingOperation.new(info.id, options))
+        self._add(held)
+        return held
 
     async def status(self, store: str, principal: Principal) -> AdapterStatus:
         """The status of a vector store's adapter.
@@ -190,11 +192,14 @@ class CorpusTrainings:
             await self._library.call(end_training, identity)
         return identity
 
-    async def _add(self, operation: TrainingOperation) -> TrainingOperation:
-        held = await self._records.write(operation)
-        self._pending[held.store] = held
+    def _add(self, operation: TrainingOperation) -> None:
+        self._pending[operation.store] = operation
         self._waiting.set()
-        return held
+
+    def _has(self, store: str) -> bool:
+        """Whether this process does an operation, until its outcome is recorded."""
+        is_running = self._running is not None and self._running.get_name() == store
+        return is_running or store in self._pending
 
     async def _drop(self, store: str) -> None:
         """Forget an operation; if it is running, wait until it has ended."""
@@ -290,7 +295,10 @@ class CorpusTrainings:
         """Record the operations of this process, and end those that another one has cancelled or
         taken over, or whose adapter it has removed.
         """
-        for store, operation in [*self._pending.items()]:
+        for store in [*self._pending]:
+            # Others may have ended while one was recorded.
+            if (operation := self._pending.get(store)) is None:
+                continue
             try:
                 if await self._records.renew(operation):
                     continue
@@ -305,8 +313,8 @@ class CorpusTrainings:
 
     async def _look(self) -> None:
         """Take over abandoned operations, and train corpora that have changed."""
-        for operation in await self._scan.run(self._pending):
-            await self._add(operation)
+        for operation in await self._scan.run(self._has):
+            self._add(operation)
 
 
 async def _repeat(work: Callable[[], Any], seconds: float) -> None:

@@ -79,6 +79,14 @@ def corpus(tmp_path: Path, words: Embedder, tokenizer: Any, add: AddDocuments) -
     corpus.close()
 
 
+@pytest.fixture
+def boats(corpus: Corpus, words: Embedder, add: AddDocuments) -> None:
+    """Another vector store beside `ships`, of two documents."""
+    boats = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
+    add(boats, 1, 2)
+    boats.close()
+
+
 class PausableTrainer:
     """A trainer that holds its first `free` requests back no longer than it must, and all others
     until `running` is set.

@@ -14,7 +14,6 @@ from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import AdapterSettings, AdapterStatus, TrainedPart
 from selection.corpus.trained.training import AdapterTraining
-from selection.embedding import Embedder
 from selection.errors import (
     CorpusError,
     CorpusUnavailableError,
@@ -42,14 +41,6 @@ from tests.serving.corpus_training.conftest import (
 )
 
 _ONE_PASS = TrainingOptions(passes=1)
-
-
-@pytest.fixture
-def boats(corpus: Corpus, words: Embedder, add: AddDocuments) -> None:
-    """Another vector store beside `ships`, of two documents."""
-    boats = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
-    add(boats, 1, 2)
-    boats.close()
 
 
 async def ended(trainings: CorpusTrainings, store: str = "ships") -> TrainingOperation:
