@@ -12,7 +12,8 @@
 Quality and instant use the model of `--model`, and are kept for each model; the others use the
 bundled one. A part that is given `--seconds` begins nothing after them, and its result says how
 much was measured; without it, instant takes at most ten minutes with another model than the bundled
-one, on two cores. Quality continues an interrupted run of the same code and size; `--prepare` makes
+one, on two cores. Quality continues an interrupted run of the same code and size, and adds its
+passages to those that the `--out` of such a run has, also from another machine; `--prepare` makes
 and trains its corpora ahead. Parts that are not measured are kept from `--out`, if that exists.
 
     python benchmarks/corpus_adapter.py [--only quality] [--model smollm2] [--seconds 600] [--json]
@@ -28,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,14 @@ from benchmarks.corpus_adapters.corpora import (
     Size,
     hold_out,
 )
+from benchmarks.corpus_adapters.former import FormerRun
 from benchmarks.corpus_adapters.increment import measure_increment
 from benchmarks.corpus_adapters.instant import instant_size, measure_instant
 from benchmarks.corpus_adapters.kills import measure_kills
 from benchmarks.corpus_adapters.learning import open_selector
 from benchmarks.corpus_adapters.quality import open_runner
 from benchmarks.corpus_adapters.result import merged, part_name, show, summary
-from benchmarks.corpus_adapters.study import Study
+from benchmarks.corpus_adapters.study import Study, passage_key
 from benchmarks.corpus_adapters.summary import Row, quality_summary
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.measures import TimeLimit
@@ -81,10 +84,16 @@ _HASHED = (
 )
 
 
-def measure(part: str, options: Namespace) -> dict[str, Any] | None:
-    """Measure a part; None if its time was over before anything was measured."""
+def measure(part: str, options: Namespace, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Measure a part; None if its time was over before anything was measured.
+
+    Args:
+        part: the part.
+        options: of the command.
+        facts: the run's `provenance`.
+    """
     if part == "quality":
-        return _quality(options)
+        return _quality(options, {key: facts[key] for key in ("command", "commit", "machine")})
     if part == "instant":
         return _instant(options)
     rounds, seed, limit = options.rounds, options.seed, TimeLimit(options.seconds)
@@ -106,9 +115,12 @@ def _instant(options: Namespace) -> dict[str, Any]:
         return measure_instant(home, base, size, options.rounds, options.seed)
 
 
-def _quality(options: Namespace) -> dict[str, Any] | None:
+def _quality(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any] | None:
     model, size = str(Path(model_folder(options.model)).absolute()), _size(options)
-    key = repr((model, astuple(size), source_digest(*_HASHED)))
+    sources = source_digest(*_HASHED)
+    name = part_name("quality", options.model, options.corpora or ())
+    former = FormerRun(options.out, name, Path(model).name, astuple(size), sources)
+    key = repr((model, astuple(size), sources))
     folder = CACHE / f"corpus-adapter-{sha256(key.encode()).hexdigest()[:12]}"
     limit, trainings = TimeLimit(options.seconds), TRAININGS[size.trainings]
 
@@ -125,17 +137,19 @@ def _quality(options: Namespace) -> dict[str, Any] | None:
     held_out = study.prepare(size.kinds, learning)
     if options.prepare:
         return None
+    former.add_to(study, itemgetter("scores"))
     runner = partial(open_runner, model, study.homes, trainings, size.prefix)
-    rows = [
-        Row(kind, passage.name, scores)
+    new = (
+        vars(Row(kind, passage.name, scores, passage_key(kind, passage)))
         for kind, passage, scores in study.measure(held_out, runner, limit)
-    ]
+    )
+    rows = [Row(**row) for row in former.with_rows(new)]
     if not rows:
         return None
     return {
         "size": vars(size),
         "workers": options.workers,
-        "learnt": study.learnt(held_out),
+        **former.fields(origin, len(rows), ("learnt", study.learnt(held_out))),
         **quality_summary(rows, arms_of(trainings), _default_start(held_out, trainings)),
     }
 
@@ -203,7 +217,7 @@ def main() -> None:
     parts: dict[str, Mapping[str, Any]] = {}
     for part in options.only:
         started = time.monotonic()
-        measured = measure(part, options)
+        measured = measure(part, options, facts)
         progress("")
         if measured is None:
             print(f"{part}: nothing was measured", file=sys.stderr)

@@ -8,9 +8,10 @@
   embedder.
 - facts: questions on a handbook of invented facts, by how many answers are right.
 
-An interrupted run of the same code and size goes on; `--prepare` makes and trains its corpora
-ahead. `--budget small` takes ten minutes on two cores. Parts that are not measured are kept from
-`--out`, if that exists.
+An interrupted run of the same code and size goes on, and one with the `--out` of such a run adds
+its passages to that, also on another machine; `--prepare` makes and trains its corpora ahead.
+`--budget small` takes ten minutes on two cores. Parts that are not measured are kept from `--out`,
+if that exists.
 
     python -m benchmarks.proof [--budget small] [--only arms] [--model smollm2] [--seconds 3600]
     [--json] [--out benchmarks/results/proof.json]
@@ -30,8 +31,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.corpus_adapters.corpora import HeldOut
+from benchmarks.corpus_adapters.former import FormerRun
 from benchmarks.corpus_adapters.result import merged
-from benchmarks.corpus_adapters.study import Study
+from benchmarks.corpus_adapters.study import Study, passage_key
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.provenance import CACHE, provenance, source_digest
@@ -40,6 +42,7 @@ from benchmarks.proof_of_gain.facts import QUESTIONS, Facts
 from benchmarks.proof_of_gain.first_token import measure_first_token
 from benchmarks.proof_of_gain.result import result_of, show
 from benchmarks.proof_of_gain.runner import ProofRunner
+from benchmarks.quality.passages import Passage
 from serving.models.catalogue import model_folder
 
 PARTS = ("first-token", "arms", "strategies", "facts")
@@ -81,16 +84,23 @@ class Proof:
     Args:
         options: of the command.
         size: the amount of work.
+        origin: of the run.
     """
 
-    def __init__(self, options: Namespace, size: Size) -> None:
+    def __init__(self, options: Namespace, size: Size, origin: Mapping[str, Any]) -> None:
         self._model = _model(options)
-        self._size, self._cases = size, cases(size)
+        self._size, self._cases, self._origin = size, cases(size), origin
         # The number of domains and of compared passages changes no measurement.
         key = astuple(replace(size, domains=(), kernel_domains=(), compared=0))
+        sources = source_digest(*_PASSAGES)
+        name = Path(self._model).name
+        self._former = {
+            part: FormerRun(options.out, part, name, key, sources)
+            for part in ("arms", "strategies")
+        }
         self._study = Study(
             self._model,
-            _folder("proof", self._model, key, source_digest(*_PASSAGES)),
+            _folder("proof", self._model, key, sources),
             ("corpus",),
             lambda name, home: hold_out(self._cases[name], size, self._model, home),
             options.workers,
@@ -114,8 +124,7 @@ class Proof:
     def arms(self, training: TimeLimit, limit: TimeLimit) -> dict[str, Any] | None:
         """All arms; None if nothing was measured until the limit."""
         held_out = self._study.prepare(self._named(has_all_arms=True), training)
-        measured = self._measured(held_out, limit)
-        return measured and {**measured, "learnt": self._study.learnt(held_out)}
+        return self._measured("arms", held_out, limit, ("learnt", self._study.learnt(held_out)))
 
     def strategies(self, limit: TimeLimit) -> dict[str, Any] | None:
         """Strategies alone; None if nothing was measured until the limit."""
@@ -125,26 +134,33 @@ class Proof:
                 break
             made = self._study.hold_out(name)
             held_out[name] = replace(made, passages=made.passages[: self._size.compared])
-        return self._measured(held_out, limit)
+        return self._measured("strategies", held_out, limit)
 
     def _named(self, *, has_all_arms: bool) -> list[str]:
         return [name for name, case in self._cases.items() if case.has_all_arms == has_all_arms]
 
-    def _measured(self, held_out: Mapping[str, HeldOut], limit: TimeLimit) -> dict[str, Any] | None:
+    def _measured(
+        self,
+        part: str,
+        held_out: Mapping[str, HeldOut],
+        limit: TimeLimit,
+        *tables: tuple[str, Mapping[str, Any]],
+    ) -> dict[str, Any] | None:
+        former = self._former[part]
+        former.add_to(self._study, lambda row: {"arms": row["arms"], "copies": row["copies"]})
         corpora = {each.corpus: self._cases[name] for name, each in held_out.items()}
         runner = partial(ProofRunner, self._model, self._study.homes["corpus"], corpora, self._size)
         measured = self._study.measure(held_out, runner, limit)
-        if not measured:
+        rows = former.with_rows(
+            _row(self._cases[name], name, passage, found) for name, passage, found in measured
+        )
+        if not rows:
             return None
-        return {
-            "size": vars(self._size),
-            "corpora": {
-                name: {**each.facts, "sequences": each.sequences} for name, each in held_out.items()
-            },
-            "rows": [
-                _row(self._cases[name], passage.name, found) for name, passage, found in measured
-            ],
+        facts = {
+            name: {**each.facts, "sequences": each.sequences} for name, each in held_out.items()
         }
+        both = former.fields(self._origin, len(rows), ("corpora", facts), *tables)
+        return {"size": vars(self._size), **both, "rows": rows}
 
 
 def _facts(options: Namespace) -> Facts:
@@ -163,9 +179,9 @@ def _folder(name: str, *key: object) -> Path:
     return CACHE / f"{name}-{sha256(repr(key).encode()).hexdigest()[:12]}"
 
 
-def _row(case: Case, document: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _row(case: Case, name: str, passage: Passage, found: Mapping[str, Any]) -> dict[str, Any]:
     names = {"domain": case.domain.name, "corpus": case.kind, "kernel": case.kernel}
-    return {**names, "document": document, **found}
+    return {**names, "document": passage.name, "key": passage_key(name, passage), **found}
 
 
 def _run(
@@ -221,14 +237,15 @@ def main() -> None:
         corpus_bytes=options.corpus_bytes or size.corpus_bytes,
     )
     limit = TimeLimit(options.seconds or _SECONDS[options.budget])
-    proof, facts = Proof(options, size), _facts(options)
+    origin = {key: source[key] for key in ("command", "commit")}
+    proof = Proof(options, size, {**origin, "machine": source["machine"]})
+    facts = _facts(options)
     if options.prepare:
         if {*options.only} != {"facts"}:
             proof.prepare(limit)
         if "facts" in options.only:
             facts.prepare(limit)
         return
-    origin = {key: source[key] for key in ("command", "commit")}
     parts = {}
     for name, measured in _run(proof, facts, options.only, limit).items():
         if measured is None:

@@ -88,6 +88,10 @@ class Study:
             for kind, each in held_out.items()
         }
 
+    def add(self, passage: str, scores: Any) -> None:
+        """Take what another run has measured on a passage, by its `passage_key`."""
+        self.journal.once(passage, lambda: scores)
+
     def measure(
         self,
         held_out: Mapping[str, HeldOut],
@@ -104,17 +108,17 @@ class Study:
         missing = [
             (kind, passage)
             for kind, passage in _in_turn(held_out)
-            if _key(kind, passage) not in self.journal
+            if passage_key(kind, passage) not in self.journal
         ]
         if missing and not limit.is_over:
             with Workers(self._workers, open_runner) as workers:
                 tasks = ((kind, passage, held_out[kind].corpus) for kind, passage in missing)
                 for kind, passage, scores in workers.measure(tasks, limit):
-                    self.journal.once(_key(kind, passage), lambda: scores)  # noqa: B023
+                    self.journal.once(passage_key(kind, passage), lambda: scores)  # noqa: B023
         return [
-            (kind, passage, self.journal.once(_key(kind, passage), dict))
+            (kind, passage, self.journal.once(passage_key(kind, passage), dict))
             for kind, passage in _in_turn(held_out)
-            if _key(kind, passage) in self.journal
+            if passage_key(kind, passage) in self.journal
         ]
 
     def _learn(self, passages: Mapping[str, HeldOut], limit: TimeLimit) -> None:
@@ -157,7 +161,8 @@ class Study:
         return f"learnt {kind}"
 
 
-def _key(kind: str, passage: Passage) -> str:
+def passage_key(kind: str, passage: Passage) -> str:
+    """Identifies a passage among those of all corpora."""
     return f"{kind}: {passage.key}"
 
 

@@ -25,11 +25,13 @@ class Row:
         corpus: the corpus that it was held out of.
         document: its document.
         scores: bits per byte and seconds by arm, as `quality.Scores`.
+        key: identifies the passage among all.
     """
 
     corpus: str
     document: str
     scores: Mapping[str, Sequence[float]]
+    key: str = ""
 
     def percent(self, arm: Arm) -> float:
         """Bits per byte in per cent of the base model's."""

@@ -36,6 +36,7 @@ class Row:
         copies: share of near copies among the sequences nearest to it.
         arms: `bits` per byte, `seconds`, `tokens` of the prompt, whether the adapter `is_new`, and
             in code, of some, whether the `line` is exact and how similar it is; by name of the arm.
+        key: identifies the passage among all.
     """
 
     domain: str
@@ -44,6 +45,7 @@ class Row:
     document: str
     copies: float
     arms: Mapping[str, Mapping[str, Any]]
+    key: str = ""
 
     def percent(self, arm: str) -> float:
         """Bits per byte in per cent of the base model's."""
