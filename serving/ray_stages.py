@@ -216,6 +216,12 @@ class RemoteTrainer(_Remote):
         answers = self._handle.broadcast("give_way", seconds).results_async(return_exceptions=True)
         await self._result(answers, answers.close)
 
+    async def count(self) -> int:
+        """The number of trainers that answer."""
+        answers = self._handle.broadcast("count").results_async(return_exceptions=True)
+        counts = await self._result(answers, answers.close)
+        return sum(count for count in counts if isinstance(count, int))
+
     async def learning_rate(self) -> float:
         """As `TrainerWorker.learning_rate`."""
         rate: float = await self._result(self._handle.learning_rate.remote())

@@ -1,4 +1,4 @@
-"""CorpusTrainings: the trainings of a server's corpora, one after the other.
+"""CorpusTrainings: the trainings of a server's corpora, as many at once as there are trainers.
 
 Each is an operation that is recorded beside its corpus: what a process leaves behind is taken over
 by the next one, and goes on from its checkpoint. With `keeps_fresh`, corpora that have changed are
@@ -58,7 +58,10 @@ _ATTEMPTS, _RETRY_SECONDS = 3, 10.0
 
 
 class CorpusTrainer(TellsRates, Trains, Protocol):
-    """A trainer that tells its learning rates."""
+    """A trainer that tells its learning rates, or several of the same kind."""
+
+    async def count(self) -> int:
+        """As `serving.workers.stages.TrainerWorker.count`."""
 
 
 class CorpusTrainings:
@@ -92,13 +95,14 @@ class CorpusTrainings:
         )
         # Operations of this process that have not ended, in the order in which they are done.
         self._pending: dict[str, TrainingOperation] = {}
-        self._waiting = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Whether `_pending` or `_running` have changed.
+        self._changed = asyncio.Event()
 
     @property
     def is_running(self) -> bool:
         """Whether a corpus is being trained."""
-        return self._running is not None
+        return bool(self._running)
 
     async def run(self) -> None:
         """Train what is asked for, and what other processes have left, until it is cancelled."""
@@ -194,38 +198,56 @@ class CorpusTrainings:
 
     def _add(self, operation: TrainingOperation) -> None:
         self._pending[operation.store] = operation
-        self._waiting.set()
+        self._changed.set()
 
     def _has(self, store: str) -> bool:
         """Whether this process does an operation, until its outcome is recorded."""
-        is_running = self._running is not None and self._running.get_name() == store
-        return is_running or store in self._pending
+        return store in self._running or store in self._pending
 
     async def _drop(self, store: str) -> None:
         """Forget an operation; if it is running, wait until it has ended."""
         self._pending.pop(store, None)
-        if self._running is not None and self._running.get_name() == store:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+        if (running := self._running.get(store)) is not None:
+            running.cancel()
+            await asyncio.wait([running])
 
     async def _train_all(self) -> None:
-        while True:
-            if not self._pending:
-                self._waiting.clear()
-                await self._waiting.wait()
-                continue
-            store = next(iter(self._pending))
-            self._running = running = asyncio.create_task(self._train(store), name=store)
-            try:
-                await asyncio.wait([running])
-            finally:
+        try:
+            while True:
+                self._changed.clear()
+                # One that waits may have been cancelled while the trainers were counted.
+                if self._waiting and await self._is_trainer_free() and self._waiting:
+                    store = self._waiting[0]
+                    running = asyncio.create_task(self._train(store), name=store)
+                    self._running[store] = running
+                    running.add_done_callback(self._note_end)
+                else:
+                    await self._changed.wait()
+        finally:
+            for running in (left := [*self._running.values()]):
                 running.cancel()
-                await asyncio.wait([running])
-                self._running = None
-            # The outcome could not be recorded.
-            if not running.cancelled() and (problem := running.exception()) is not None:
-                what = f"the training of vector store {store} has ended without a record"
-                log_failure(log, what, problem)
+            await asyncio.gather(*left, return_exceptions=True)
+
+    @property
+    def _waiting(self) -> list[str]:
+        return [store for store in self._pending if store not in self._running]
+
+    async def _is_trainer_free(self) -> bool:
+        if not self._running:
+            return True
+        # They may be restarting.
+        with contextlib.suppress(StageFailedError):
+            return len(self._running) < await self._trainer.count()
+        return False
+
+    def _note_end(self, running: asyncio.Task[None]) -> None:
+        store = running.get_name()
+        del self._running[store]
+        self._changed.set()
+        # The outcome could not be recorded.
+        if not running.cancelled() and (problem := running.exception()) is not None:
+            what = f"the training of vector store {store} has ended without a record"
+            log_failure(log, what, problem)
 
     async def _train(self, store: str) -> None:
         """Train a corpus and record the outcome; cancelled by `_drop`, or when the process ends."""

@@ -266,6 +266,10 @@ class TrainerWorker:
         """As `Trainer.learning_rate`."""
         return self._trainer.learning_rate
 
+    async def count(self) -> int:
+        """The number of trainers: this one."""
+        return 1
+
     async def corpus_rates(self) -> tuple[float, float]:
         """As `Trainer.corpus_rates`."""
         return self._trainer.corpus_rates

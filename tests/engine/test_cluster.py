@@ -152,7 +152,7 @@ def test_errors_of_a_cluster_have_openais_shape(nodes: Nodes) -> None:
     )
 
 
-def test_all_trainers_of_a_cluster_give_way(nodes: Nodes, tmp_path: Path) -> None:
+def test_all_trainers_of_a_cluster_are_counted_and_give_way(nodes: Nodes, tmp_path: Path) -> None:
     from ray import serve
 
     from serving.ray_stages import RemoteTrainer
@@ -163,13 +163,18 @@ def test_all_trainers_of_a_cluster_give_way(nodes: Nodes, tmp_path: Path) -> Non
         async def give_way(self, seconds: float) -> None:
             (tmp_path / f"{os.getpid()}").write_text(f"{seconds}")
 
+        async def count(self) -> int:
+            return 1
+
     trainers = serve.deployment(Trainer).options(num_replicas=2, ray_actor_options={"num_cpus": 0})
     handle: Any = serve.run(trainers.bind(), name="trainers", route_prefix=None)
     try:
         asyncio.run(RemoteTrainer(handle).give_way(2.0))
+        number = asyncio.run(RemoteTrainer(handle).count())
     finally:
         serve.delete("trainers")
 
+    assert number == 2
     assert [file.read_text() for file in tmp_path.iterdir()] == ["2.0", "2.0"]
 
 

@@ -89,10 +89,11 @@ def boats(corpus: Corpus, words: Embedder, add: AddDocuments) -> None:
 
 class PausableTrainer:
     """A trainer that holds its first `free` requests back no longer than it must, and all others
-    until `running` is set.
+    until `running` is set. It says that it is several: `number`.
     """
 
-    def __init__(self, trainer: TrainerWorker, free: int = 0) -> None:
+    def __init__(self, trainer: TrainerWorker, free: int = 0, number: int = 1) -> None:
+        self.number, self.held = number, 0
         self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
         self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
         self.give_way_calls: list[float] = []
@@ -104,8 +105,12 @@ class PausableTrainer:
             self._free -= 1
         else:
             self.waiting.set()
+            self.held += 1
             await self.running.wait()
         return await self._trainer.train(request, on_step)
+
+    async def count(self) -> int:
+        return self.number
 
     async def give_way(self, seconds: float) -> None:
         self.give_way_calls.append(seconds)

@@ -93,6 +93,36 @@ async def test_trainings_are_done_one_after_the_other(
     assert completed.status is Status.COMPLETED
 
 
+@pytest.mark.usefixtures("boats")
+async def test_several_trainers_train_as_many_corpora_at_once(
+    serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
+) -> None:
+    empty = await library.call(Library.create_store, "empty")
+
+    async def are_waiting() -> bool:
+        return paused.held == 2
+
+    paused = PausableTrainer(trainer, number=2)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await trainings.train("boats", _ONE_PASS, OPERATOR)
+        await until(are_waiting)
+        # A third one waits until one of them has ended.
+        trainings._add(await trainings._records.write(TrainingOperation.new(empty.id, _ONE_PASS)))
+        await asyncio.sleep(0.1)
+        third = await trainings.operation("empty", OPERATOR)
+        cancelled = await trainings.cancel("ships", OPERATOR)
+        ended_third = await ended(trainings, "empty")
+        paused.running.set()
+        completed = await ended(trainings, "boats")
+
+    assert third is not None
+    assert third.status is Status.QUEUED
+    assert not ended_third.is_pending
+    assert cancelled.status is Status.CANCELLED
+    assert completed.status is Status.COMPLETED
+
+
 async def test_a_cancelled_training_goes_on_from_its_checkpoint(
     serving: Serve, trainer: TrainerWorker, corpus: Corpus
 ) -> None:
