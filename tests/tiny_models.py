@@ -52,13 +52,14 @@ _BY_ARCHITECTURE: dict[str, dict[str, Any]] = {
 ARCHITECTURES = tuple(_BY_ARCHITECTURE)
 
 
-def save_tiny(architecture: str, folder: Path, tokenizer_of: str) -> str:
+def save_tiny(architecture: str, folder: Path, tokenizer_of: str, **changes: Any) -> str:
     """Save a random model of an architecture, as transformers names it, with a real tokenizer.
 
     Args:
         architecture: the `model_type` of its configuration.
         folder: where to save it.
         tokenizer_of: the folder whose tokenizer it gets.
+        changes: values of its configuration in place of the usual ones.
 
     Returns:
         The folder.
@@ -69,7 +70,7 @@ def save_tiny(architecture: str, folder: Path, tokenizer_of: str) -> str:
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config: Any = AutoConfig.for_model(
         architecture,
-        **(_SIZES | _BY_ARCHITECTURE[architecture] | special),
+        **(_SIZES | _BY_ARCHITECTURE[architecture] | special | changes),
         vocab_size=len(tokenizer),
     )
     torch.manual_seed(7)

@@ -26,6 +26,7 @@ import pytest
 
 from selection.corpus.sqlite_store import SQLiteStore
 from serving.app import application
+from serving.cli import main
 from serving.errors import StartError
 from serving.models.catalogue import NANO, SMOLLM2
 from tests.embeddings import ROUNDING
@@ -34,6 +35,7 @@ from tests.engine.shared_memory import left_in_shared_memory
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 UNADAPTED = {"Compute-Budget": "none"}
 README = Path(__file__).parents[2] / "README.md"
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Running:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the corpus `notes`, made by the command from a folder of this repository."""
     home = tmp_path_factory.mktemp("home")
-    sources = Path(__file__).parents[2] / "selection" / "strategies"
+    sources = README.parent / "selection" / "library" / "uploads"
     made = _mayfly(home, "corpus", "add", "notes", str(sources))
     assert made.returncode == 0, made.stderr
     assert re.search(r"corpus notes: added \d+ documents, \d+ sequences", made.stdout)
@@ -128,6 +130,27 @@ def running(home: Path) -> Iterator[Running]:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.fixture
+def mayfly_here(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs `mayfly` in this process, which has imported torch and transformers already."""
+    monkeypatch.setenv("MAYFLY_HOME", str(home))
+    # It would come too late for torch.
+    monkeypatch.setattr(main, "set_environment", lambda cores: None)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["mayfly", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(
+            sys.argv, int(end.value.code or 0), printed.out, printed.err
+        )
+
+    return run
+
+
 def test_the_line_that_reports_the_start_names_the_model_and_the_reason(running: Running) -> None:
     (ready,) = (line for line in running.stderr.read_text().splitlines() if "ready" in line[:5])
     reason = "smollm2 is not installed, `make install` brings it"
@@ -169,7 +192,9 @@ def test_openai_python_chats(running: Running) -> None:
     assert answer.choices[0].message.content
     assert report["adapted"] is True
     assert report["spent"]["steps"] == 3
-    assert all(source["name"].startswith("selection/strategies/") for source in report["sources"])
+    assert all(
+        source["name"].startswith("selection/library/uploads/") for source in report["sources"]
+    )
 
 
 def test_openai_python_streams(running: Running) -> None:
@@ -303,50 +328,54 @@ def test_requests_are_checked_before_rays_router(running: Running) -> None:
     assert "'self'" in page.headers["content-security-policy"]
 
 
-def test_a_corpus_may_change_its_embedder(home: Path, tmp_path: Path) -> None:
+def test_a_corpus_may_change_its_embedder(mayfly_here: Command, tmp_path: Path) -> None:
     (tmp_path / "one.md").write_text("# One\n\nA text about one thing.\n")
-    assert _mayfly(home, "corpus", "add", "moved", str(tmp_path)).returncode == 0
-    done = _mayfly(home, "corpus", "reembed", "moved", "--embedder", "base-model")
-    refused = _mayfly(home, "corpus", "add", "moved", str(tmp_path))
+    assert mayfly_here("corpus", "add", "moved", str(tmp_path)).returncode == 0
+    done = mayfly_here("corpus", "reembed", "moved", "--embedder", "base-model")
+    refused = mayfly_here("corpus", "add", "moved", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"moved\s+1\s+1\s+base-model", _mayfly(home, "corpus", "list").stdout)
+    assert re.search(r"moved\s+1\s+1\s+base-model", mayfly_here("corpus", "list").stdout)
     assert refused.returncode == 1
     assert "mayfly corpus reembed moved" in refused.stderr
 
 
-def test_a_corpus_embedded_on_ray_is_the_same(home: Path) -> None:
-    sources = str(README.parent / "adapters" / "loop")
-    here = _mayfly(home, "corpus", "add", "here", sources)
-    spread = _mayfly(home, "corpus", "add", "spread", sources, "--ray")
+def test_a_corpus_embedded_on_ray_is_the_same(home: Path, mayfly_here: Command) -> None:
+    # More sequences than a worker embeds at once, all of them short.
+    folder = README.parent / "adapters" / "loop"
+    sources = [str(folder / name) for name in ("fair_lock.py", "model_lock.py", "gradients.py")]
+    short = ["--max-length", "16"]
+    here = mayfly_here("corpus", "add", "here", *sources, *short)
+    spread = _mayfly(home, "corpus", "add", "spread", *sources, *short, "--ray")
     assert spread.returncode == 0, spread.stderr
     assert spread.stdout == here.stdout.replace("corpus here", "corpus spread")
     assert "core_worker" not in spread.stderr
     ids, vectors = SQLiteStore(home / "corpora" / "here").embeddings()
     ids_on_ray, vectors_on_ray = SQLiteStore(home / "corpora" / "spread").embeddings()
+    assert len(ids) > 64
     assert ids.tolist() == ids_on_ray.tolist()
     np.testing.assert_allclose(vectors_on_ray, vectors, atol=ROUNDING)
 
 
-def test_list_show_and_remove(home: Path, tmp_path: Path) -> None:
+def test_list_show_and_remove(mayfly_here: Command, tmp_path: Path) -> None:
     (tmp_path / "one.md").write_text("# One\n\nA text about one thing.\n")
     (tmp_path / "two.jsonl").write_text(
         '{"text": "a first row of words", "id": "r1"}\n{"text": "a second row of words"}\n'
     )
     (tmp_path / "broken.jsonl").write_text("{not json\n")
-    added = _mayfly(home, "corpus", "add", "small", str(tmp_path))
-    again = _mayfly(home, "corpus", "add", "small", str(tmp_path))
-    shown = _mayfly(home, "corpus", "show", "small").stdout
+    added = mayfly_here("corpus", "add", "small", str(tmp_path))
+    again = mayfly_here("corpus", "add", "small", str(tmp_path))
+    shown = mayfly_here("corpus", "show", "small").stdout
     assert added.returncode == 0
     assert "added 3 documents" in added.stdout
     assert "broken.jsonl" in added.stderr
     assert "3 were already there" in again.stdout
     assert "two.jsonl#r1" in shown
     document = next(word for word in shown.split() if word.endswith("one.md"))
-    assert _mayfly(home, "corpus", "remove", "small", "--document", document).returncode == 0
-    assert "one.md" not in _mayfly(home, "corpus", "show", "small").stdout
-    assert re.search(r"small\s+2\s+2\s+all-MiniLM-L6-v2", _mayfly(home, "corpus", "list").stdout)
-    assert _mayfly(home, "corpus", "remove", "small", "--yes").returncode == 0
-    assert "small" not in _mayfly(home, "corpus", "list").stdout
+    assert mayfly_here("corpus", "remove", "small", "--document", document).returncode == 0
+    assert "one.md" not in mayfly_here("corpus", "show", "small").stdout
+    assert re.search(r"small\s+2\s+2\s+all-MiniLM-L6-v2", mayfly_here("corpus", "list").stdout)
+    assert mayfly_here("corpus", "remove", "small", "--yes").returncode == 0
+    assert "small" not in mayfly_here("corpus", "list").stdout
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from tests.engine.conftest import SLOTS, Server
 
 # The tokens of an answer, and the log-probability of the first.
 Answer = tuple[tuple[str, ...], float]
+# Four times as many as the engine has slots for adapters, so that every slot is used again.
+REQUESTS = 4 * SLOTS
 TOPICS = [
     "import os\n",
     "class Route:\n",
@@ -29,7 +31,7 @@ TOPICS = [
 async def test_concurrent_requests_get_the_same_answers_as_alone(server: Server) -> None:
     # Two of three requests are adapted, each with its own seed and so its own adapter.
     async with server.client() as client:
-        requests = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(100)]
+        requests = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(REQUESTS)]
         alone = [await _ask(client, *request) for request in requests]
         slots = asyncio.Semaphore(SLOTS)
 
@@ -41,11 +43,11 @@ async def test_concurrent_requests_get_the_same_answers_as_alone(server: Server)
     assert [tokens for tokens, _ in together] == [tokens for tokens, _ in alone]
     assert np.allclose([first for _, first in together], [first for _, first in alone], atol=1e-3)
     # The adapters differ.
-    assert len({round(first, 4) for _, first in alone}) > 60
+    assert len({round(first, 4) for _, first in alone}) > 0.6 * REQUESTS
     assert await server.engine.loaded() == []
 
 
-async def test_no_adapter_remains_after_200_requests_of_which_some_disconnect(
+async def test_no_adapter_remains_after_many_requests_of_which_some_disconnect(
     server: Server,
 ) -> None:
     processes = _processes()
@@ -53,14 +55,14 @@ async def test_no_adapter_remains_after_200_requests_of_which_some_disconnect(
 
     async def one(number: int) -> None:
         async with limits, server.client() as client:
-            if number % 10 == 3:
+            if number % 5 == 1:
                 await _disconnect_during_training(client, 0.4)
-            elif number % 10 == 7:
+            elif number % 5 == 3:
                 await _disconnect_during_answer(client)
             else:
                 await _ask(client, TOPICS[number % len(TOPICS)], number, True, steps=1)
 
-    await asyncio.gather(*(one(number) for number in range(200)))
+    await asyncio.gather(*(one(number) for number in range(2 * REQUESTS)))
     for _ in range(100):
         if not server.engine.staging.names() and not await server.engine.loaded():
             break

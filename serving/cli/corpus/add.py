@@ -107,6 +107,7 @@ def corpus_add(
     from selection.ingest.files import list_files
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
     from selection.ingest.parallel import ingest_in_parallel
+    from serving.local.checks import check_writable
 
     check_name(name)
     location = location_of(home, corpora)
@@ -119,6 +120,8 @@ def corpus_add(
     if not listing.files:
         _print_summary(name, listing, counts, problems)
         raise typer.Exit(1)
+    if isinstance(location, Path):
+        check_writable(location / name)
     try:
         from serving.models.catalogue import model_folder
         from serving.settings.model_files import check_embedder, check_model, load_tokenizer

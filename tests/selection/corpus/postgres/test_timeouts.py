@@ -80,7 +80,11 @@ def test_a_query_that_an_administrator_cancels_is_reported(
     ((pid,),) = store.database.rows("SELECT pg_backend_pid()")
 
     def cancel() -> None:
-        state = "SELECT state = 'active' FROM pg_stat_activity WHERE pid = %s"
+        # An earlier statement of the connection may still be active.
+        state = (
+            "SELECT state = 'active' AND query LIKE '%%pg_sleep%%' "
+            "FROM pg_stat_activity WHERE pid = %s"
+        )
         while admin.execute(state, (pid,)).fetchone() != (True,):
             pass
         admin.execute("SELECT pg_cancel_backend(%s)", (pid,))

@@ -22,6 +22,8 @@ import pytest
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.stores.places import open_store
+from selection.ingest import parallel
+from selection.ingest.ingest import BATCH_CHUNKS
 from selection.location import DatabaseLocation
 from serving.cli import main
 from serving.cli.corpus.add import _shared
@@ -129,33 +131,42 @@ def killing_a_worker() -> Iterator[None]:
 
 
 def test_a_corpus_that_workers_write_is_that_of_one_process_though_one_is_killed(
-    add: Command, postgres: DatabaseLocation, url: str, ray_files: Path
+    add: Command,
+    postgres: DatabaseLocation,
+    url: str,
+    ray_files: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Smaller batches and shorter sequences, which are embedded faster; a long document still ends a
+    # batch, and has more sequences than are embedded at once.
+    monkeypatch.setattr(parallel, "_BATCH_CHARACTERS", 1 << 13)
+    short = ("--max-length", "24")
     for number in range(80):
         Path(f"{number}.md").write_text(f"# Number {number}\n\nThis is text {number}.\n")
     Path("empty.md").write_text("")
-    Path("long.md").write_text("".join(f"Line {i} of a long text.\n\n" for i in range(3000)))
+    Path("long.md").write_text("".join(f"Line {i} of a long text.\n\n" for i in range(400)))
     rows = [
         {"prompt": "Two and two", "completion": " is four", "metadata": {"year": 2026}},
         {"text": "A row.", "metadata": {"year": 2025}},
     ]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert add("here", ".")[0] == 0
+    assert add("here", ".", *short)[0] == 0
     # One document of the other corpus is replaced, one becomes empty, and one stays.
     replaced, emptied = Path("3.md").read_text(), Path("empty.md")
     Path("3.md").write_text("Another text.\n")
     emptied.write_text("It was not empty.\n")
-    assert add("spread", "3.md", "4.md", "empty.md")[0] == 0
+    assert add("spread", "3.md", "4.md", "empty.md", *short)[0] == 0
     Path("3.md").write_text(replaced)
     emptied.write_text("")
 
     with killing_a_worker():
-        status, output, errors = add("spread", ".", "--ray")
+        status, output, errors = add("spread", ".", "--ray", *short)
 
     assert status == 0, errors
     expected, vectors = contents(postgres, "here")
     written, written_vectors = contents(postgres, "spread")
     assert written == expected
+    assert len(expected["long.md"][2]) > BATCH_CHUNKS
     for name, vectors_ND in vectors.items():
         np.testing.assert_allclose(written_vectors[name], vectors_ND, atol=ROUNDING)
     sequences = sum(len(each[2]) for each in expected.values()) - len(expected["4.md"][2])
