@@ -33,9 +33,9 @@ CORE_SHARE = "MAYFLY_CORE_SHARE"
 _OTHERS = {STARTUP_PROGRESS, LOG_RELAY, CORE_SHARE, "MAYFLY_LOG_TO_DRIVER"}
 INTERNAL = frozenset({*_OTHERS, *ENDS_WITH_PARENT, *STRICT_LORA})
 
-# transformers imports scikit-learn where it is installed, for a kind of generation that Mayfly does
-# not use; that takes a second and 80 MB.
-_UNUSED_PACKAGES = ("sklearn",)
+# Each is imported where it is installed, and takes a second and 80 MB: transformers imports
+# scikit-learn for a kind of generation that Mayfly does not use, and vLLM `scipy.signal` for audio.
+_UNUSED_PACKAGES = ("sklearn", "scipy.signal")
 
 
 def hide_packages() -> None:
