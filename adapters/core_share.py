@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 # C's `struct flock` on 64-bit Linux: type, whence, first byte, number of bytes, process.
 _FLOCK = struct.Struct("@hhqqi0q")
 _BEYOND_ALL_PROCESSES = 1 << 32
@@ -89,6 +87,9 @@ class CoreShare:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Compute within the `with` block with the threads that the others leave; one at a time."""
+        # Imported here, so that `mayfly serve`, which names this class, starts without it.
+        import torch
+
         started, thread_started = self._clock(), self._thread_clock()
         is_alone = started >= self._cautious_until and not (
             self._others_are_busy() or self._others_run()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,9 @@ CORE_SHARE = "MAYFLY_CORE_SHARE"
 _OTHERS = {STARTUP_PROGRESS, LOG_RELAY, CORE_SHARE, "MAYFLY_LOG_TO_DRIVER"}
 INTERNAL = frozenset({*_OTHERS, *ENDS_WITH_PARENT, *STRICT_LORA})
 
-# transformers imports scikit-learn where it is installed, for a kind of generation that no process
-# of a server uses; that takes a second and 80 MB.
-_UNUSED_PACKAGES = ("sklearn",)
+# Each is imported where it is installed, and takes a second and 80 MB: transformers imports
+# scikit-learn for a kind of generation that Mayfly does not use, and vLLM `scipy.signal` for audio.
+_UNUSED_PACKAGES = ("sklearn", "scipy.signal")
 
 
 def hide_packages() -> None:
@@ -42,6 +44,20 @@ def hide_packages() -> None:
     for name in _UNUSED_PACKAGES:
         # Python's way to say that a module cannot be imported.
         sys.modules.setdefault(name, hidden)
+
+
+@contextmanager
+def hidden_packages() -> Iterator[None]:
+    """Hide these packages within the `with` block, where transformers is imported: afterwards
+    sentence-transformers, which needs them, can be imported, too.
+    """
+    hidden = [name for name in _UNUSED_PACKAGES if name not in sys.modules]
+    hide_packages()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def environment(threads: int) -> dict[str, str]:

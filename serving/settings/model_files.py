@@ -19,6 +19,7 @@ from adapters.config import TrainerConfig
 from adapters.fingerprint import model_fingerprint
 from selection.config import BASE_MODEL, DEFAULT, AdapterShape
 from selection.errors import first_line
+from serving.environment import hidden_packages
 from serving.errors import ModelFilesError
 from serving.settings.model_folder import GGUF, check_folder, check_names
 
@@ -67,7 +68,8 @@ def load_tokenizer(name: str) -> Any:
         ModelFilesError: the tokenizer cannot be loaded, or it is not a fast one, which alone can
             map tokens to positions in the text.
     """
-    from transformers import AutoTokenizer
+    with hidden_packages():
+        from transformers import AutoTokenizer
 
     # The libraries raise exceptions of any kind for damaged files; `--debug` shows the traceback.
     try:

@@ -17,6 +17,7 @@ from selection.location import home_of
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import SerialExecutor
+from serving.environment import hidden_packages
 from serving.workers.stages import SelectorWorker
 
 P = ParamSpec("P")
@@ -42,7 +43,8 @@ class CorporaWorker(SelectorWorker):
         embedder: ThreadedEmbedder | None = None,
     ) -> None:
         # Imported here and below, so that the command, which names these classes, stays small.
-        from transformers import AutoTokenizer
+        with hidden_packages():
+            from transformers import AutoTokenizer
 
         super().__init__(config, shards, embedder)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"

@@ -1,5 +1,5 @@
 """The documentation: its pages can be followed from top to bottom, every page is listed, and every
-link leads somewhere. `test_corpus_pages` follows those about corpora.
+link leads somewhere. `test_corpus_pages` follows those about data of one's own.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.pages import CORPUS_PAGES, PAGES, ROOT, Reader, follow, reader
+from tests.engine.pages import CORPUS_PAGES, PAGES, ROOT, Readers, follow, in_groups, readers
 
-__all__ = ["reader"]
+__all__ = ["readers"]
 
 OTHER_PAGES = [page for page in PAGES if page not in CORPUS_PAGES]
 LINKED_PAGES = sorted(
@@ -21,9 +21,9 @@ LINKED_PAGES = sorted(
 )
 
 
-@pytest.mark.parametrize("page", OTHER_PAGES, ids=lambda page: page.stem)
-def test_a_page_can_be_followed_from_top_to_bottom(page: Path, reader: Reader) -> None:
-    follow(page, reader)
+@pytest.mark.parametrize("page", in_groups(OTHER_PAGES), ids=lambda page: page.stem)
+def test_a_page_can_be_followed_from_top_to_bottom(page: Path, readers: Readers) -> None:
+    follow(page, readers.reader(page))
 
 
 def test_every_page_is_listed() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from serving.environment import environment, set_environment
+from serving.environment import environment, hidden_packages, set_environment
 
 _PROGRAM = """
 import json, os, sys
@@ -51,3 +53,24 @@ def test_variables_of_the_user_are_not_overridden(monkeypatch: pytest.MonkeyPatc
     set_environment(3)
 
     assert {os.environ[name] for name in environment(1)} == {"theirs"}
+
+
+def test_hidden_packages_look_missing_within_the_block_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+
+    with hidden_packages():
+        assert importlib.util.find_spec("sklearn") is None
+
+    assert importlib.util.find_spec("sklearn") is not None
+
+
+def test_a_package_that_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn", module)
+
+    with hidden_packages():
+        assert sys.modules["sklearn"] is module
+
+    assert sys.modules["sklearn"] is module

@@ -14,7 +14,7 @@ import pytest
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
-from tests.serving.commands import run
+from tests.serving.commands import HEAVY, run
 
 
 @pytest.fixture
@@ -162,6 +162,15 @@ def test_a_port_in_use_is_reported_before_anything_heavy_is_imported(
     )
     assert ended.status == 1
     assert ended.heavy == set()
+
+
+def test_the_process_of_a_server_imports_ray_and_nothing_that_computes() -> None:
+    code = "import sys, serving.local.server; print(*sys.modules)"
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    computing = {name for name in HEAVY if name not in {"ray", "pyarrow"}}
+    assert set(ran.stdout.split()) & computing == set()
 
 
 def test_shell_completion_knows_commands_and_options(tmp_path: Path) -> None:
