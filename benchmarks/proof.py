@@ -237,8 +237,8 @@ def main() -> None:
         corpus_bytes=options.corpus_bytes or size.corpus_bytes,
     )
     limit = TimeLimit(options.seconds or _SECONDS[options.budget])
-    origin = {key: source[key] for key in ("command", "commit")}
-    proof = Proof(options, size, {**origin, "machine": source["machine"]})
+    origin = {key: source[key] for key in ("command", "commit", "machine")}
+    proof = Proof(options, size, origin)
     facts = _facts(options)
     if options.prepare:
         if {*options.only} != {"facts"}:

@@ -41,11 +41,19 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         *_corpora(result),
         *titled_table(
             "Runs",
-            "The parts may come from different runs.",
-            ["part", "command", "commit"],
+            "The parts may come from different runs; a run adds its passages to those of former "
+            "runs of the same code.",
+            ["part", "passages", "command", "commit", "processor"],
             [
-                [name, f"`{part['command']}`", str(part["commit"])[:10]]
+                [
+                    name,
+                    str(run.get("rows", "")),
+                    f"`{run['command']}`",
+                    str(run["commit"])[:10],
+                    run["machine"]["processor"] if "machine" in run else "",
+                ]
                 for name, part in result["parts"].items()
+                for run in part.get("runs", [part])
             ],
         ),
     ]
