@@ -24,6 +24,7 @@ from benchmarks.harness.measures import TimeLimit
 from benchmarks.latency.journal import Journal
 from benchmarks.quality.passages import Passage
 from selection.corpus.trained.division import PART_SIZE
+from serving.corpus_training.values import End
 
 
 class Study:
@@ -122,8 +123,17 @@ class Study:
         ]
 
     def _learn(self, passages: Mapping[str, HeldOut], limit: TimeLimit) -> None:
-        """Train the adapters of the corpora, and keep what the command says of each."""
-        kinds = [kind for kind in passages if self._learnt(kind) not in self.journal]
+        """Train the adapters of the corpora, and keep what the command says of each.
+
+        One that had no more time in a former run is trained further, unless something was measured
+        with it.
+        """
+        former = {kind: self._former_outcome(kind) for kind in passages}
+        kinds = [
+            kind
+            for kind, outcome in former.items()
+            if not outcome or not (_are_learnt(outcome) or self._is_measured(kind, passages[kind]))
+        ]
         missing = [(kind, start) for kind in kinds for start in self.homes]
         # Before any is trained: a copy has no adapter.
         for kind, start in missing:
@@ -135,6 +145,8 @@ class Study:
                 return None
             kind, start = adapter
             outcome = self._outcome(kind, passages[kind], start, limit.left / rounds)
+            if before := former[kind].get(start):
+                outcome |= {key: before[key] + outcome[key] for key in ("steps", "seconds")}
             return outcome if outcome["adapter"]["sequences"] else None
 
         with ThreadPoolExecutor(self._workers) as pool:
@@ -142,9 +154,17 @@ class Study:
             for kind in kinds:
                 outcome = dict(zip(self.homes, islice(outcomes, len(self.homes)), strict=True))
                 if all(outcome.values()):
-                    self.journal.once(self._learnt(kind), lambda: outcome)  # noqa: B023
-                else:
+                    self.journal.record(self._learnt(kind), outcome)
+                elif not former[kind]:
                     progress(f"{kind}: the time was over before anything was learnt\n")
+
+    def _is_measured(self, kind: str, held_out: HeldOut) -> bool:
+        return any(passage_key(kind, each) in self.journal for each in held_out.passages)
+
+    def _former_outcome(self, kind: str) -> Mapping[str, Any]:
+        name = self._learnt(kind)
+        found: dict[str, Any] = self.journal.once(name, dict) if name in self.journal else {}
+        return found
 
     def _outcome(
         self, kind: str, held_out: HeldOut, start: Start, seconds: float
@@ -159,6 +179,11 @@ class Study:
     @staticmethod
     def _learnt(kind: str) -> str:
         return f"learnt {kind}"
+
+
+def _are_learnt(outcome: Mapping[str, Any]) -> bool:
+    """Whether all adapters of a corpus were trained to the end."""
+    return all(each["end"] != End.SECONDS for each in outcome.values())
 
 
 def passage_key(kind: str, passage: Passage) -> str:

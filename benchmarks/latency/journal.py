@@ -24,9 +24,13 @@ class Journal:
         """Return the measurement of this name, and make it unless a former run did."""
         if name not in self._done:
             progress(name)
-            # Through JSON, so that a new result and one that was read have the same types.
-            self._done[name] = json.loads(json.dumps(measure()))
-            new = self._file.with_suffix(".new")
-            new.write_text(json.dumps(self._done))
-            new.replace(self._file)
+            self.record(name, measure())
         return self._done[name]
+
+    def record(self, name: str, result: Any) -> None:
+        """Keep a measurement in place of the one of this name, if there is one."""
+        # Through JSON, so that a new result and one that was read have the same types.
+        self._done[name] = json.loads(json.dumps(result))
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(self._done))
+        new.replace(self._file)

@@ -94,3 +94,48 @@ def test_a_run_of_other_code_replaces_what_was_measured(tmp_path: Path) -> None:
 
     assert _scores(other) == [9]
     assert [run["commit"] for run in other["runs"]] == ["second"]
+
+
+def test_an_adapter_that_had_no_more_time_is_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = iter(("seconds", "learnt"))
+
+    def learn(home: Path, corpus: str, *arguments: str, threads: int) -> dict[str, Any]:
+        return {"end": next(ends), "adapter": {"sequences": 3}, "steps": 4, "seconds": 2.0}
+
+    monkeypatch.setattr(study, "learn", learn)
+    monkeypatch.setattr(study, "copied", lambda *folders: None)
+    held_out = HeldOut("shop", 3, (_passage(0),))
+    shop = {"shop": held_out}
+
+    outcomes = []
+    for _ in range(3):
+        measuring = Study("", tmp_path, ("corpus",), lambda kind, home: held_out, workers=1)
+        measuring.prepare(shop, TimeLimit(None))
+        outcomes.append(measuring.learnt(shop)["shop"]["corpus"])
+
+    assert [each["end"] for each in outcomes] == ["seconds", "learnt", "learnt"]
+    assert [each["steps"] for each in outcomes] == [4, 8, 8]
+
+
+def test_an_adapter_with_which_something_was_measured_is_not_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+
+    def learn(home: Path, corpus: str, *arguments: str, threads: int) -> dict[str, Any]:
+        runs.append(corpus)
+        return {"end": "seconds", "adapter": {"sequences": 3}, "steps": 4, "seconds": 2.0}
+
+    monkeypatch.setattr(study, "learn", learn)
+    monkeypatch.setattr(study, "copied", lambda *folders: None)
+    held_out = HeldOut("shop", 3, (_passage(0),))
+    shop = {"shop": held_out}
+
+    for _ in range(2):
+        measuring = Study("", tmp_path, ("corpus",), lambda kind, home: held_out, workers=1)
+        measuring.prepare(shop, TimeLimit(None))
+        measuring.measure(shop, Counting, TimeLimit(None))
+
+    assert runs == ["shop"]
