@@ -4,6 +4,8 @@
 - arms: bits per byte of held-out text in per cent of the base model's, the next line of code, and
   seconds to the first token: the chosen text in the prompt, an adapter for the request, one for the
   corpus, all together, and what the server's `auto` does.
+  With `--trainings none` only what takes no step, and `auto`: seconds for a passage, where all arms
+  take minutes. It is a part of its own.
 - strategies: SIFT beside nearest neighbours on corpora without near copies, and with another
   embedder.
 - facts: questions on a handbook of invented facts, by how many answers are right.
@@ -37,10 +39,11 @@ from benchmarks.corpus_adapters.study import Study, passage_key
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.provenance import CACHE, provenance, source_digest
+from benchmarks.proof_of_gain.arms import TRAININGS
 from benchmarks.proof_of_gain.cases import SIZES, Case, Size, cases, hold_out
 from benchmarks.proof_of_gain.facts import QUESTIONS, Facts
 from benchmarks.proof_of_gain.first_token import measure_first_token
-from benchmarks.proof_of_gain.result import result_of, show
+from benchmarks.proof_of_gain.result import part_of_arms, result_of, show
 from benchmarks.proof_of_gain.runner import ProofRunner
 from benchmarks.quality.passages import Passage
 from serving.models.catalogue import model_folder
@@ -85,6 +88,9 @@ class Proof:
         options: of the command.
         size: the amount of work.
         origin: of the run.
+
+    Attributes:
+        arms_part: name of the part of all arms, or of those without a step.
     """
 
     def __init__(self, options: Namespace, size: Size, origin: Mapping[str, Any]) -> None:
@@ -94,9 +100,10 @@ class Proof:
         key = astuple(replace(size, domains=(), kernel_domains=(), compared=0))
         sources = source_digest(*_PASSAGES)
         name = Path(self._model).name
+        self.arms_part = part_of_arms(size.trainings)
         self._former = {
             part: FormerRun(options.out, part, name, key, sources)
-            for part in ("arms", "strategies")
+            for part in (self.arms_part, "strategies")
         }
         self._study = Study(
             self._model,
@@ -124,7 +131,8 @@ class Proof:
     def arms(self, training: TimeLimit, limit: TimeLimit) -> dict[str, Any] | None:
         """All arms; None if nothing was measured until the limit."""
         held_out = self._study.prepare(self._named(has_all_arms=True), training)
-        return self._measured("arms", held_out, limit, ("learnt", self._study.learnt(held_out)))
+        learnt = "learnt", self._study.learnt(held_out)
+        return self._measured(self.arms_part, held_out, limit, learnt)
 
     def strategies(self, limit: TimeLimit) -> dict[str, Any] | None:
         """Strategies alone; None if nothing was measured until the limit."""
@@ -203,7 +211,7 @@ def _run_passages(
         found["first-token"] = proof.first_token()
     if "arms" in only:
         until = TimeLimit(_ARMS_SHARE * limit.left) if "strategies" in only else limit
-        found["arms"] = proof.arms(TimeLimit(_TRAINING_SHARE * limit.left), until)
+        found[proof.arms_part] = proof.arms(TimeLimit(_TRAINING_SHARE * limit.left), until)
     if "strategies" in only:
         found["strategies"] = proof.strategies(limit)
     return found
@@ -221,6 +229,7 @@ def _parser() -> ArgumentParser:
     size = parser.add_argument_group("size")
     domains = SIZES["full"].domains
     size.add_argument("--domains", nargs="+", choices=domains, metavar="NAME", help="which")
+    size.add_argument("--trainings", choices=list(TRAININGS), help="which are compared")
     size.add_argument("--passages", type=int, help="passages of each domain")
     size.add_argument("--corpus-bytes", type=int, help="text of each corpus")
     return parser
@@ -229,10 +238,13 @@ def _parser() -> ArgumentParser:
 def main() -> None:
     """Measure, print, write the JSON."""
     options, source = _parser().parse_args(), provenance()
+    if options.trainings == "none" and "strategies" in options.only:
+        raise SystemExit("strategies are compared after steps: --trainings none needs --only arms")
     size = SIZES[options.budget]
     size = replace(
         size,
         domains=tuple(options.domains or size.domains),
+        trainings=options.trainings or size.trainings,
         passages=options.passages or size.passages,
         corpus_bytes=options.corpus_bytes or size.corpus_bytes,
     )

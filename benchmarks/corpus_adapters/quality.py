@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from adapters import Trainer, TrainingProgress
 from adapters.training import TrainingRequest
 from benchmarks.corpus_adapters.arms import (
+    FRESH,
     SHOWN,
     SHOWN_TOO,
     Arm,
@@ -111,7 +112,8 @@ class QualityRunner:
         self._strategies = [*dict.fromkeys(each.strategy for each in trainings)]
         self._arms = arms_of(trainings, shown_too)
         self._known: set[str] = set()
-        self._most_steps = max(steps for training in trainings for steps in training.steps)
+        steps = (steps for training in trainings for steps in training.steps)
+        self._most_steps = max(steps, default=FRESH.steps)
 
     def measure(self, passage: Passage, corpus: str) -> Scores:
         """Score all arms on a passage.
@@ -145,7 +147,7 @@ class QualityRunner:
         starts: dict[Start, Answer] = {"fresh": Answer(prompt)}
         starts |= {start: self._start(start, request, prompt) for start in self._starts}
         trained: dict[Arm, Answer] = {}
-        for training in self._trainings:
+        for training in (each for each in self._trainings if each.steps):
             selection = selections[training.strategy]
             trained |= self._train(training, selection, starts[training.start])
         trained |= {Arm(start): answer for start, answer in starts.items()}

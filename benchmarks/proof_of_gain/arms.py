@@ -42,10 +42,11 @@ TRAININGS: Mapping[str, Trainings] = {
         Training("corpus", (5, 10), SERVED_RATE, "nn"),
     ),
     "short": (*_fresh(_FRESH_STEPS["short"]), Training("corpus", (10,), SERVED_RATE)),
+    # What takes seconds for a passage, where the others take minutes.
+    "none": (*_fresh(()), Training("corpus", ())),
 }
 # Those that compare strategies alone, on a corpus without one.
 COMPARED_TRAININGS = {name: _fresh(steps) for name, steps in _FRESH_STEPS.items()}
-ARM_SHOWN_TOO = (*SHOWN_TOO, _NEAREST_SHOWN)
 COMPARED_SHOWN_TOO = (BASE, _NEAREST_SHOWN)
 # Arms whose next line of code is generated.
 LINE_ARMS = (
@@ -59,7 +60,12 @@ LINE_ARMS = (
 
 def arms(choice: str) -> tuple[Arm, ...]:
     """All arms of a choice of trainings, but AUTO."""
-    return arms_of(TRAININGS[choice], ARM_SHOWN_TOO)
+    return arms_of(TRAININGS[choice], shown_too(choice))
+
+
+def shown_too(choice: str) -> tuple[Arm, ...]:
+    """Those that are also measured with the chosen sequences in the prompt."""
+    return (*((BASE, INSTANT) if choice == "none" else SHOWN_TOO), _NEAREST_SHOWN)
 
 
 def chooses(arm: Arm) -> bool:

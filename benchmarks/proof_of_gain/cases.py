@@ -137,7 +137,8 @@ def hold_out(case: Case, size: Size, model: str, home: Path) -> HeldOut:
     }
     selector = open_selector(home, model, case.kernel)
     try:
-        name = f"proof-{re.sub(r'[^a-z0-9]+', '-', case.name.lower())}"
+        # A corpus's name has 64 characters at most, a digest among them.
+        name = f"proof-{re.sub(r'[^a-z0-9]+', '-', case.name.lower())}"[:40]
         corpus, sequences = make_corpus(name, made.passages, rest, selector, tokenizer)
     finally:
         selector.corpora.close()

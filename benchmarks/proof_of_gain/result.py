@@ -23,6 +23,11 @@ from benchmarks.proof_of_gain.summary import (
 )
 
 
+def part_of_arms(trainings: str) -> str:
+    """The name of the part with these trainings."""
+    return "arms without steps" if trainings == "none" else "arms"
+
+
 def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that a result says, with its parts, and the numbers that a run ends with."""
     main, compared = (
@@ -43,6 +48,7 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     result: dict[str, Any] = {
         **last_line,
+        "without_steps": _without_steps(parts, first_token),
         **facts,
         "by_arm": by_arm(main, first_token) if main else {},
         "within_seconds": within_seconds(main, choice, first_token),
@@ -51,6 +57,15 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
         "parts": parts,
     }
     return result, last_line
+
+
+def _without_steps(parts: Parts, first_token: FirstToken | None) -> dict[str, Any]:
+    """What is known of the arms without a step, on more passages than all arms."""
+    if not (part := parts.get(part_of_arms("none"))):
+        return {}
+    rows = [Row(**row) for row in part["rows"]]
+    domains = by_domain(rows, "none", first_token)
+    return {"by_arm": by_arm(rows, first_token), "by_domain": domains}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.corpus_adapters.learning import open_selector
 from benchmarks.corpus_adapters.quality import Answer, QualityRunner, ResidentModel
 from benchmarks.proof_of_gain.arms import (
-    ARM_SHOWN_TOO,
     AUTO,
     COMPARED_SHOWN_TOO,
     COMPARED_TRAININGS,
     LINE_ARMS,
     TRAININGS,
+    shown_too,
 )
 from benchmarks.proof_of_gain.auto import AutoAnswers
 from benchmarks.proof_of_gain.cases import Case, Size
@@ -54,7 +54,7 @@ class ProofRunner:
         arms = {name: self._scored(passage, answer) for name, answer in named.items()}
         if case.has_all_arms and case.domain.kind == "code":
             wanted = first_line(passage.suffix)
-            for name in LINE_ARMS:
+            for name in (name for name in LINE_ARMS if name in named):
                 line = self._writer.write(named[name].prompt, named[name].weights)
                 arms[name]["line"] = [is_exact(line, wanted), edit_similarity(line, wanted)]
         copies = share_of_copies(self._selector(case.kernel), passage, corpus)
@@ -71,16 +71,15 @@ class ProofRunner:
     def _runner(self, case: Case) -> QualityRunner:
         key = case.kernel, case.has_all_arms
         if key not in self._runners:
-            trainings, shown_too = (
-                (TRAININGS, ARM_SHOWN_TOO)
-                if case.has_all_arms
-                else (COMPARED_TRAININGS, COMPARED_SHOWN_TOO)
-            )
+            choice = self._size.trainings
             self._runners[key] = QualityRunner(
                 self._resident,
                 {"corpus": self._selector(case.kernel)},
-                trainings[self._size.trainings],
-                shown_too,
+                *(
+                    (TRAININGS[choice], shown_too(choice))
+                    if case.has_all_arms
+                    else (COMPARED_TRAININGS[choice], COMPARED_SHOWN_TOO)
+                ),
             )
         return self._runners[key]
 

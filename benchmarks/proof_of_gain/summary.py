@@ -162,7 +162,7 @@ def by_domain(
                 name: over(of_domain, lambda row: row.percent(name))  # noqa: B023
                 for name in (*names, AUTO)
             },
-            "together_ahead": together_ahead(of_domain),
+            "together_ahead": together_ahead(of_domain) if choice != "none" else None,
             "auto": auto_shares(of_domain, names, first_token),
         }
         for domain, of_domain in _grouped(rows, lambda row: row.domain).items()
