@@ -120,6 +120,11 @@ def titled_table(
     return [f"### {title}", "", words, "", *table(header, rows)] if rows else []
 
 
+def seconds_cell(value: float | None) -> str:
+    """Seconds that may be unknown."""
+    return "not measured" if value is None else f"{value:.2f}"
+
+
 def interval_cell(interval: Sequence[float], digits: int = 1) -> str:
     """A value and its range: mean and interval, or median, least and most."""
     return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*interval, d=digits)

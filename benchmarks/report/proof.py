@@ -11,9 +11,11 @@ from benchmarks.report.formatting import (
     Result,
     holds_or_not,
     interval_cell,
+    seconds_cell,
     table,
     titled_table,
 )
+from benchmarks.report.proof_without_steps import without_steps
 
 # What the first table shows, in the words of a reader.
 _FIRST = {
@@ -34,6 +36,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
     result = results["proof"]
     return [
         *(_first_page(result, plots) if result["by_arm"] else []),
+        *without_steps(result),
         *_domains(result),
         *_strategies(result),
         *_lines(result),
@@ -94,7 +97,7 @@ def _first_page(result: Result, plots: Plots) -> list[str]:
                     name,
                     interval_cell(arms[name]["percent_of_base"]),
                     interval_cell(lines[name]) if name in lines else "",
-                    _seconds(arms[name]["first_token"]),
+                    seconds_cell(arms[name]["first_token"]),
                 ]
                 for name, words in _FIRST.items()
             ],
@@ -218,7 +221,7 @@ def _domains(result: Result) -> list[str]:
             "Means of choosing and training, and to the first token of the answer.",
             ["arm", "choosing and training, s", "first token, s"],
             [
-                [name, f"{found['seconds']:.3f}", _seconds(found["first_token"])]
+                [name, f"{found['seconds']:.3f}", seconds_cell(found["first_token"])]
                 for name, found in result["by_arm"].items()
             ],
         ),
@@ -328,10 +331,6 @@ def _colour(name: str) -> str:
 
 def _kind(corpus: str) -> str:
     return "of " + corpus if corpus.startswith("releases") else corpus
-
-
-def _seconds(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:

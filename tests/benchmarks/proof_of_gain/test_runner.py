@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from adapters import Trainer
 from benchmarks.corpus_adapters.arms import FRESH, INSTANT, arms_of
@@ -79,3 +82,12 @@ def test_all_arms_auto_and_next_lines_are_measured(
     # The adapter of the corpus suits the prompt, so `auto` makes none.
     assert not {"base", INSTANT.name, SHOWN_ALONE.name, AUTO} & new
     assert 0 <= measured["copies"] <= 1
+
+    few = ProofRunner(nano, tmp_path, corpora, replace(_SIZE, trainings="none"))
+    without_steps = few.measure(made.passages[0], learnt)["arms"]
+    assert {*without_steps} == {AUTO, *(arm.name for arm in arms("none"))}
+    for name in {*without_steps} & {*found} - {AUTO}:
+        assert without_steps[name]["bits"] == pytest.approx(found[name]["bits"], abs=1e-4), name
+    assert {name for name, arm in without_steps.items() if "line" in arm} == {
+        AUTO, "base", INSTANT.name, SHOWN_ALONE.name
+    }  # fmt: skip

@@ -190,3 +190,24 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
         "| 5 to 25 % | 5 | fresh + 20 | -0.8 (",
     ):
         assert any(text in line for line in lines[rest:]), text
+
+
+def test_what_takes_no_step_is_reported_on_its_own_passages() -> None:
+    main = [row(number, _PERCENTS) for number in range(2)]
+    quick = [row(number, {"corpus, shown": 90.0 - number}) for number in range(4)]
+    made = parts(main)
+    result, numbers = result_of({**made, "arms without steps": {**made["arms"], "rows": quick}})
+    alone, _ = result_of({"arms without steps": {**made["arms"], "rows": quick}})
+
+    lines = proof({"proof": json.loads(json.dumps({**result, "model": "smollm2"}))}, sketches("x"))
+    lines_alone = proof({"proof": json.loads(json.dumps(alone))}, sketches("x"))
+
+    assert numbers == result_of(made)[1]
+    for text in (
+        "on 4 passages of 4 documents",
+        "| domain 0 | 2 | 2 | 100.0 (100.0 to 100.0) |",
+        "| **all** | 4 | 4 | 100.0 (100.0 to 100.0) |",
+    ):
+        assert any(text in line for line in lines), text
+        assert any(text in line for line in lines_alone), text
+    assert any("| 88.5 (" in line for line in lines if line.startswith("| **all**"))
