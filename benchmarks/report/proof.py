@@ -15,6 +15,7 @@ from benchmarks.report.formatting import (
     table,
     titled_table,
 )
+from benchmarks.report.proof_corpora import corpora_and_runs
 from benchmarks.report.proof_without_steps import without_steps
 
 # What the first table shows, in the words of a reader.
@@ -41,24 +42,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         *_strategies(result),
         *_lines(result),
         *_facts(result),
-        *_corpora(result),
-        *titled_table(
-            "Runs",
-            "The parts may come from different runs; a run adds its passages to those of former "
-            "runs of the same code.",
-            ["part", "passages", "command", "commit", "processor"],
-            [
-                [
-                    name,
-                    str(run.get("rows", "")),
-                    f"`{run['command']}`",
-                    str(run["commit"])[:10],
-                    run["machine"]["processor"] if "machine" in run else "",
-                ]
-                for name, part in result["parts"].items()
-                for run in part.get("runs", [part])
-            ],
-        ),
+        *corpora_and_runs(result),
     ]
 
 
@@ -283,41 +267,6 @@ def _facts(result: Result) -> list[str]:
         f"{interval_cell(result['facts_in_shown'])} % of the questions.",
         ["arm", "right, %", "minus `base, shown`"],
         [[arm, interval_cell(found), differences.get(arm, "")] for arm, found in right.items()],
-    )
-
-
-def _corpora(result: Result) -> list[str]:
-    rows = []
-    for part in result["parts"].values():
-        for name, corpus in part.get("corpora", {}).items():
-            learnt = part.get("learnt", {}).get(name, {}).get("corpus")
-            rows.append(
-                [
-                    name,
-                    f"{corpus['documents']:,}",
-                    f"{corpus['sequences']:,}",
-                    f"{corpus['bytes'] / 1e6:.2f}",
-                    str(corpus["documents_near_passages"]),
-                    str(corpus["suffixes_in_corpus"]),
-                    f"{learnt['adapter']['sequences']:,}" if learnt else "",
-                    f"{learnt['seconds']:.0f}" if learnt else "",
-                ]
-            )
-    return titled_table(
-        "The corpora",
-        "Near documents have half of the eight-word runs of a text that is scored. They are left "
-        "in, unless the corpus is deduplicated; a whole scored text is in no corpus.",
-        [
-            "corpus",
-            "documents",
-            "sequences",
-            "MB",
-            "near documents",
-            "scored texts in it",
-            "sequences learnt",
-            "learning, s",
-        ],
-        rows,
     )
 
 
