@@ -43,7 +43,7 @@ from benchmarks.proof_of_gain.arms import TRAININGS
 from benchmarks.proof_of_gain.cases import SIZES, Case, Size, cases, hold_out
 from benchmarks.proof_of_gain.facts import QUESTIONS, Facts
 from benchmarks.proof_of_gain.first_token import measure_first_token
-from benchmarks.proof_of_gain.result import part_of_arms, result_of, show
+from benchmarks.proof_of_gain.result import part_name, result_of, show
 from benchmarks.proof_of_gain.runner import ProofRunner
 from benchmarks.quality.passages import Passage
 from serving.models.catalogue import model_folder
@@ -90,7 +90,8 @@ class Proof:
         origin: of the run.
 
     Attributes:
-        arms_part: name of the part of all arms, or of those without a step.
+        arms_part, first_token_part: names of the parts of all arms and of what an engine adds to
+            them, or of those without a step.
     """
 
     def __init__(self, options: Namespace, size: Size, origin: Mapping[str, Any]) -> None:
@@ -100,7 +101,8 @@ class Proof:
         key = astuple(replace(size, domains=(), kernel_domains=(), compared=0))
         sources = source_digest(*_PASSAGES)
         name = Path(self._model).name
-        self.arms_part = part_of_arms(size.trainings)
+        self.arms_part = part_name("arms", size.trainings)
+        self.first_token_part = part_name("first-token", size.trainings)
         self._former = {
             part: FormerRun(options.out, part, name, key, sources)
             for part in (self.arms_part, "strategies")
@@ -208,7 +210,7 @@ def _run_passages(
 ) -> dict[str, dict[str, Any] | None]:
     found: dict[str, dict[str, Any] | None] = {}
     if "first-token" in only:
-        found["first-token"] = proof.first_token()
+        found[proof.first_token_part] = proof.first_token()
     if "arms" in only:
         until = TimeLimit(_ARMS_SHARE * limit.left) if "strategies" in only else limit
         found[proof.arms_part] = proof.arms(TimeLimit(_TRAINING_SHARE * limit.left), until)

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpus_adapters.result import Parts
+from benchmarks.proof_of_gain.arms import arms
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.summary import (
     FactsRow,
     Row,
+    auto_shares,
     by_arm,
     by_domain,
     facts_summary,
@@ -23,9 +25,9 @@ from benchmarks.proof_of_gain.summary import (
 )
 
 
-def part_of_arms(trainings: str) -> str:
-    """The name of the part with these trainings."""
-    return "arms without steps" if trainings == "none" else "arms"
+def part_name(part: str, trainings: str) -> str:
+    """The name of the part with these trainings: "arms", or what an engine adds to them."""
+    return f"{part} without steps" if trainings == "none" else part
 
 
 def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,9 +36,7 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
         [Row(**row) for row in parts[name]["rows"]] if name in parts else []
         for name in ("arms", "strategies")
     )
-    first_token = None
-    if costs := parts.get("first-token"):
-        first_token = FirstToken(costs["fixed"], costs["per_token"], costs["load"])
+    first_token = _first_token(parts, "full")
     choice = next(
         (parts[name]["size"]["trainings"] for name in ("arms", "strategies") if name in parts),
         "full",
@@ -48,7 +48,7 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     result: dict[str, Any] = {
         **last_line,
-        "without_steps": _without_steps(parts, first_token),
+        "without_steps": _without_steps(parts),
         **facts,
         "by_arm": by_arm(main, first_token) if main else {},
         "within_seconds": within_seconds(main, choice, first_token),
@@ -59,13 +59,22 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     return result, last_line
 
 
-def _without_steps(parts: Parts, first_token: FirstToken | None) -> dict[str, Any]:
+def _first_token(parts: Parts, trainings: str) -> FirstToken | None:
+    if costs := parts.get(part_name("first-token", trainings)):
+        return FirstToken(costs["fixed"], costs["per_token"], costs["load"])
+    return None
+
+
+def _without_steps(parts: Parts) -> dict[str, Any]:
     """What is known of the arms without a step, on more passages than all arms."""
-    if not (part := parts.get(part_of_arms("none"))):
+    if not (part := parts.get(part_name("arms", "none"))):
         return {}
-    rows = [Row(**row) for row in part["rows"]]
-    domains = by_domain(rows, "none", first_token)
-    return {"by_arm": by_arm(rows, first_token), "by_domain": domains}
+    rows, first_token = [Row(**row) for row in part["rows"]], _first_token(parts, "none")
+    return {
+        "by_arm": by_arm(rows, first_token),
+        "by_domain": by_domain(rows, "none", first_token),
+        "auto": auto_shares(rows, [arm.name for arm in arms("none")], first_token),
+    }
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

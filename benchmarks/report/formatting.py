@@ -125,6 +125,11 @@ def seconds_cell(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f}"
 
 
+def share_cell(value: float | None) -> str:
+    """A share in per cent that may be unknown."""
+    return "unknown" if value is None else f"{value:.0%}"
+
+
 def interval_cell(interval: Sequence[float], digits: int = 1) -> str:
     """A value and its range: mean and interval, or median, least and most."""
     return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*interval, d=digits)

@@ -12,6 +12,7 @@ from benchmarks.report.formatting import (
     holds_or_not,
     interval_cell,
     seconds_cell,
+    share_cell,
     table,
     titled_table,
 )
@@ -111,8 +112,8 @@ def _sentences(result: Result) -> list[str]:
         f"2. All together reach {interval_cell(arms[_TOGETHER]['percent_of_base'])} %, "
         f"{interval_cell(together['points'])} points ahead of that; the interval is above 0 in "
         f"{_listed(ahead)}, and below 0 in {_listed(behind)}.",
-        f"3. `auto` has {_share(auto['gain_share'])} of the gain of the best arm "
-        f"({auto['best_arm']}) at {_share(auto['seconds_share'])} of its seconds to the first "
+        f"3. `auto` has {share_cell(auto['gain_share'])} of the gain of the best arm "
+        f"({auto['best_arm']}) at {share_cell(auto['seconds_share'])} of its seconds to the first "
         f"token; the goal, at least {MIN_AUTO_GAIN_SHARE:.0%} at no more than "
         f"{MAX_AUTO_SECONDS_SHARE:.0%}, "
         f"{holds_or_not(_auto_holds(auto))}; with the best arm of each passage, known afterwards, "
@@ -166,8 +167,8 @@ def _domains(result: Result) -> list[str]:
                     found["together_ahead"]["best_single"],
                     interval_cell(found["together_ahead"]["points"]),
                     found["auto"]["best_arm"],
-                    _share(found["auto"]["gain_share"]),
-                    _share(found["auto"]["seconds_share"]),
+                    share_cell(found["auto"]["gain_share"]),
+                    share_cell(found["auto"]["seconds_share"]),
                 ]
                 for domain, found in domains.items()
             ],
@@ -280,10 +281,6 @@ def _colour(name: str) -> str:
 
 def _kind(corpus: str) -> str:
     return "of " + corpus if corpus.startswith("releases") else corpus
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0%}"
 
 
 def _inverse(value: float | None) -> str:
