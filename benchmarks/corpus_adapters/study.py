@@ -90,7 +90,7 @@ class Study:
         }
 
     def add(self, passage: str, scores: Any) -> None:
-        """Take what another run has measured on a passage, by its `passage_key`."""
+        """Keep what was measured on a passage, by its `passage_key`."""
         self.journal.once(passage, lambda: scores)
 
     def measure(
@@ -115,7 +115,7 @@ class Study:
             with Workers(self._workers, open_runner) as workers:
                 tasks = ((kind, passage, held_out[kind].corpus) for kind, passage in missing)
                 for kind, passage, scores in workers.measure(tasks, limit):
-                    self.journal.once(passage_key(kind, passage), lambda: scores)  # noqa: B023
+                    self.add(passage_key(kind, passage), scores)
         return [
             (kind, passage, self.journal.once(passage_key(kind, passage), dict))
             for kind, passage in _in_turn(held_out)

@@ -235,10 +235,11 @@ class CorpusTrainings:
     async def _is_trainer_free(self) -> bool:
         if not self._running:
             return True
-        # They may be restarting.
-        with contextlib.suppress(StageFailedError):
+        try:
             return len(self._running) < await self._trainer.count()
-        return False
+        except Exception as problem:
+            log_failure(log, "cannot count the trainers", problem)
+            return False
 
     def _note_end(self, running: asyncio.Task[None]) -> None:
         store = running.get_name()

@@ -123,6 +123,24 @@ async def test_several_trainers_train_as_many_corpora_at_once(
     assert completed.status is Status.COMPLETED
 
 
+@pytest.mark.usefixtures("boats")
+async def test_trainers_that_cannot_be_counted_train_one_corpus_after_the_other(
+    serving: Serve, trainer: TrainerWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> int:
+        raise RuntimeError("no replica answers")
+
+    paused = PausableTrainer(trainer)
+    monkeypatch.setattr(paused, "count", fail)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await trainings.train("boats", _ONE_PASS, OPERATOR)
+        paused.running.set()
+        completed = [await ended(trainings, store) for store in ("ships", "boats")]
+
+    assert [each.status for each in completed] == [Status.COMPLETED] * 2
+
+
 async def test_a_cancelled_training_goes_on_from_its_checkpoint(
     serving: Serve, trainer: TrainerWorker, corpus: Corpus
 ) -> None:
