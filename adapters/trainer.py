@@ -53,6 +53,7 @@ class Trainer:
         scale: Factor of B A.
         learning_rate: Adam learning rate of requests without their own.
         corpus_rates: Multiples of it that are tried on a corpus, the highest first.
+        start_rate: Multiple of it at which trainings go on from what has learnt a corpus.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trainer:
         self.base = BaseModel(config.model, config.device, config.precision)
         size = defaults_of(self.base.parameters)
         self.scale = size.scale if config.scale is None else config.scale
-        self.corpus_rates = size.corpus_rates
+        self.corpus_rates, self.start_rate = size.corpus_rates, size.start_rate
         rate = config.learning_rate
         self.learning_rate = size.learning_rate if rate is None else rate
         self._loop = TrainingLoop(
@@ -123,6 +124,8 @@ class Trainer:
         if probe is not None:
             probe = replace(probe, tokens=probe.tokens[-self.base.context :])
             request = replace(request, probe=probe)
+        if request.learning_rate_factor is None:
+            request = replace(request, learning_rate_factor=self.start_rate)
         for sequence in [*request.sequences, *([probe.tokens] if probe else [])]:
             self.base.check(sequence)
         if isinstance(request.start, TrainingState):

@@ -119,8 +119,8 @@ class TrainingRequest:
             the learning rate without the factor. Where the seconds do not suffice for a probe
             beside the first step, nothing is compared, and the start is used.
         learning_rate: Adam learning rate; None for the trainer's.
-        learning_rate_factor: Factor on either learning rate, such as less than 1 for a start that
-            has already learnt much.
+        learning_rate_factor: Factor on either learning rate; None takes that of the trainer for a
+            start that has learnt a corpus.
         probe: Text whose loss is measured and, with a gain, ends the training early.
         scored: For each sequence, the ranges of tokens whose loss counts, from token 1 on; None, or
             nothing for all sequences, scores all tokens but the first. The others are context: they
@@ -148,7 +148,7 @@ class TrainingRequest:
     start: bytes | TrainingState | None = None
     start_if_better: bool = False
     learning_rate: float | None = None
-    learning_rate_factor: float = 1.0
+    learning_rate_factor: float | None = 1.0
     probe: Probe | None = None
     scored: Sequence[Spans | None] = ()
     background: bool = False
@@ -160,10 +160,10 @@ class TrainingRequest:
             raise TrainingOptionError(
                 f"the learning rate is {self.learning_rate}; it needs to be above 0"
             )
-        if not 0 < self.learning_rate_factor < math.inf:
+        factor = self.learning_rate_factor
+        if factor is not None and not 0 < factor < math.inf:
             raise TrainingOptionError(
-                f"the factor on the learning rate is {self.learning_rate_factor}; it needs to be "
-                "above 0"
+                f"the factor on the learning rate is {factor}; it needs to be above 0"
             )
         if self.averaged_steps < 1:
             raise TrainingOptionError(

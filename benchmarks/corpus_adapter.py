@@ -54,7 +54,7 @@ from benchmarks.corpus_adapters.former import FormerRun
 from benchmarks.corpus_adapters.increment import measure_increment
 from benchmarks.corpus_adapters.instant import instant_size, measure_instant
 from benchmarks.corpus_adapters.kills import measure_kills
-from benchmarks.corpus_adapters.learning import open_selector
+from benchmarks.corpus_adapters.learning import open_selector, start_rate
 from benchmarks.corpus_adapters.quality import open_runner
 from benchmarks.corpus_adapters.result import merged, part_name, show, summary
 from benchmarks.corpus_adapters.study import Study, passage_key
@@ -149,6 +149,7 @@ def _quality(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any] | 
     return {
         "size": vars(size),
         "workers": options.workers,
+        "start_rate": start_rate(model),
         **former.fields(origin, len(rows), ("learnt", study.learnt(held_out))),
         **quality_summary(rows, arms_of(trainings), _default_start(held_out, trainings)),
     }

@@ -34,6 +34,7 @@ from rich.console import Console
 
 from benchmarks.corpus_adapters.corpora import HeldOut
 from benchmarks.corpus_adapters.former import FormerRun
+from benchmarks.corpus_adapters.learning import start_rate
 from benchmarks.corpus_adapters.result import merged
 from benchmarks.corpus_adapters.study import Study, passage_key
 from benchmarks.harness.command_line import argument_parser, progress, write_result
@@ -265,7 +266,8 @@ def main() -> None:
         if measured is None:
             print(f"{name}: nothing was measured", file=sys.stderr)
         else:
-            parts[name] = {**origin, "workers": options.workers, **measured}
+            rate = start_rate(model_folder(options.model))
+            parts[name] = {**origin, "workers": options.workers, "start_rate": rate, **measured}
     progress("")
     result, numbers = result_of(merged(options.out, parts))
     show(result, Console(stderr=options.json))

@@ -132,8 +132,10 @@ class Job:
         """Factor on the learning rate: the request's, but 1 for a fresh adapter in place of its
         start.
         """
+        factor = self.request.learning_rate_factor
+        assert factor is not None, "the trainer has put its own there"
         is_fresh = self.comparison is not None and not self.comparison.uses_start
-        return 1.0 if is_fresh else self.request.learning_rate_factor
+        return 1.0 if is_fresh else factor
 
     @property
     def probe_outdated(self) -> bool:

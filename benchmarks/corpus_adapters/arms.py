@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Literal, TypeAlias
-
-from serving.adaptation.starts import LEARNING_RATE_FACTOR
 
 # A fresh adapter, that of the corpus in one part, or those of its parts that are nearest.
 Start: TypeAlias = Literal["fresh", "corpus", "parts"]
 # What chooses the sequences that are trained on and shown: SIFT, or the nearest of them.
 Strategy: TypeAlias = Literal["sift", "nn"]
-# Rate at which the server trains on from a corpus's adapter.
-SERVED_RATE = LEARNING_RATE_FACTOR
 # Sequences in the prompt of an arm that shows what was chosen.
 SHOWN = 8
 
@@ -26,7 +21,7 @@ class Arm:
     Attributes:
         start: what the adapter starts from.
         steps: steps from there.
-        rate: multiple of the trainer's learning rate at which they are taken.
+        rate: multiple of the learning rate at which a server takes them from that start.
         shown: whether the prompt has the chosen sequences before it.
         strategy: what chooses the sequences.
         compared: whether it starts afresh where its start does not lower the loss of the prompt, as
@@ -50,9 +45,8 @@ class Arm:
             start = self.start + " if better" * self.compared
             name = f"{start} + {self.steps}" if self.steps else start
             name += " NN" * bool(is_nearest and self.steps)
-        # A comparison decides between two rates.
-        if self.rate != 1 and not self.compared:
-            name += f" at {Fraction(self.rate).limit_denominator(100)}"
+        if self.rate != 1:
+            name += f" at {self.rate:g}x"
         if self.shown:
             name += ", NN shown" if is_nearest and not self.steps else ", shown"
         return name
@@ -77,20 +71,23 @@ class Training:
 
 BASE, INSTANT = Arm(), Arm("corpus")
 # Both together, as the server does it, and SIFT alone.
-COMBINED, FRESH = Arm("corpus", 10, SERVED_RATE, compared=True), Arm(steps=20)
+COMBINED, FRESH = Arm("corpus", 10, compared=True), Arm(steps=20)
 _FURTHER = (2, 5, 10, 20)
-_SERVED = Training("corpus", _FURTHER, SERVED_RATE)
-# Trainings by the name of a choice: as the server trains, with fewer steps from scratch, and with
-# parts and another rate.
+_SERVED = Training("corpus", _FURTHER)
+_SHORT = (Training("fresh", (5, 10, 20)), _SERVED)
+_LONG = (Training("fresh", (5, 10, 20, 50)), _SERVED)
+_HIGHER = 3.0
+_RATES = (*_LONG, Training("corpus", _FURTHER, _HIGHER))
+# Trainings by the name of a choice: as the server trains, with fewer steps from scratch, also at a
+# higher rate, and also with parts.
 TRAININGS: Mapping[str, tuple[Training, ...]] = {
-    "served": (Training("fresh", (5, 10, 20, 50)), _SERVED),
-    "short": (Training("fresh", (5, 10, 20)), _SERVED),
+    "served": _LONG,
+    "short": _SHORT,
+    "rates": _RATES,
     "all": (
-        Training("fresh", (5, 10, 20, 50)),
-        _SERVED,
-        Training("corpus", _FURTHER),
-        Training("parts", _FURTHER, SERVED_RATE),
+        *_RATES,
         Training("parts", _FURTHER),
+        Training("parts", _FURTHER, _HIGHER),
     ),
 }
 
@@ -99,9 +96,9 @@ def fresh_of(arm: Arm) -> Arm | None:
     """What an arm that trains as the server does becomes where its start does not lower the loss of
     the prompt; None for others.
     """
-    if arm.start == "fresh" or (arm.steps and arm.rate != SERVED_RATE):
+    if arm.start == "fresh" or arm.rate != 1:
         return None
-    return replace(arm, start="fresh", rate=1.0, compared=False)
+    return replace(arm, start="fresh", compared=False)
 
 
 # Those that are also measured with the chosen sequences in the prompt.

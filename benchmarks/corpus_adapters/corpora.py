@@ -57,7 +57,7 @@ class Size:
 _REPORTED = tuple(name for name in USED if name != "TypeScript")
 # For the bundled model, for a real one, and to see whether all works.
 NANO_SIZE = Size((*_REPORTED, MIXED), "served", 40, 128, 128, 300_000)
-REAL_SIZE = Size(NANO_SIZE.kinds, "short", 12, 384, 96, 100_000)
+REAL_SIZE = Size(NANO_SIZE.kinds, "rates", 12, 384, 96, 100_000)
 QUICK_SIZE = Size(("Python", MIXED), "short", 2, 128, 128, 60_000)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters import TrainerConfig
 from adapters.fingerprint import model_fingerprint
-from adapters.model_defaults import for_model
+from adapters.model_defaults import defaults_of, for_model, parameters_of
 from benchmarks.harness.command_line import progress
 from selection import Selector, SelectorConfig
 from selection.config import DEFAULT, AdapterShape
@@ -75,6 +75,14 @@ def run_mayfly(command: Sequence[str], variables: Mapping[str, str] | None = Non
 def trainer_config(model: str) -> TrainerConfig:
     """How the server and the command train on a model by default."""
     return for_model(model)
+
+
+def start_rate(model: str) -> float | None:
+    """Multiple of the learning rate at which a server with this model trains on from the adapter of
+    a corpus; None if the number of its parameters cannot be known.
+    """
+    parameters = parameters_of(Path(model))
+    return None if parameters is None else defaults_of(parameters).start_rate
 
 
 def trained_shape(model: str) -> AdapterShape:

@@ -206,6 +206,7 @@ class QualityRunner:
         A small corpus may have fewer sequences than an arm takes steps: those are all it takes.
         """
         trainer, count = self._resident.trainer, max(training.steps)
+        rate = training.rate * (1.0 if training.start == "fresh" else trainer.start_rate)
         answers = dict.fromkeys(training.arms, start)
         chosen = len(selection.sequences[:count])
         seconds, last = start.seconds, time.perf_counter()
@@ -222,7 +223,7 @@ class QualityRunner:
         request = TrainingRequest(
             selection.sequences[:count],
             start=start.weights,
-            learning_rate_factor=training.rate,
+            learning_rate_factor=rate,
             scored=selection.scored[:count],
         )
         trainer.train(request, on_step=on_step)

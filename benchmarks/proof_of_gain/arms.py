@@ -11,7 +11,6 @@ from benchmarks.corpus_adapters.arms import (
     COMBINED,
     FRESH,
     INSTANT,
-    SERVED_RATE,
     SHOWN_TOO,
     Arm,
     Training,
@@ -38,10 +37,10 @@ def _fresh(steps: tuple[int, ...]) -> Trainings:
 TRAININGS: Mapping[str, Trainings] = {
     "full": (
         *_fresh(_FRESH_STEPS["full"]),
-        Training("corpus", (5, 10), SERVED_RATE),
-        Training("corpus", (5, 10), SERVED_RATE, "nn"),
+        Training("corpus", (5, 10)),
+        Training("corpus", (5, 10), strategy="nn"),
     ),
-    "short": (*_fresh(_FRESH_STEPS["short"]), Training("corpus", (10,), SERVED_RATE)),
+    "short": (*_fresh(_FRESH_STEPS["short"]), Training("corpus", (10,))),
     # What takes seconds for a passage, where the others take minutes.
     "none": (*_fresh(()), Training("corpus", ())),
 }

@@ -22,7 +22,6 @@ from benchmarks.corpus_adapters.arms import (
     COMBINED,
     FRESH,
     INSTANT,
-    SERVED_RATE,
     SHOWN,
     Arm,
     Training,
@@ -53,7 +52,7 @@ ORACLE = "base, its document shown"
 # With fewer steps from scratch, which COMBINED takes where the corpus's adapter does not help.
 _TRAININGS = (
     Training("fresh", (COMBINED.steps, FRESH.steps)),
-    Training("corpus", (COMBINED.steps,), SERVED_RATE),
+    Training("corpus", (COMBINED.steps,)),
 )
 # A question is a passage whose prompt is all of its tokens.
 _WHOLE = 1 << 20

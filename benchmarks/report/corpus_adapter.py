@@ -18,6 +18,8 @@ from benchmarks.report.formatting import (
     Result,
     holds_or_not,
     interval_cell,
+    runs_of,
+    start_rate_note,
     table,
     titled_table,
 )
@@ -59,16 +61,19 @@ def corpus_adapter(results: Mapping[str, Result], _: Plots) -> list[str]:
         lines += _kills(parts["kills"])
     return lines + titled_table(
         "Runs",
-        "The parts may come from different runs.",
-        ["part", "command", "commit", "minutes"],
+        "The parts may come from different runs; one that has several adds up their passages, and "
+        "says the minutes of the last one.",
+        ["part", "command", "commit", "passages", "minutes"],
         [
             [
                 name,
-                f"`{part['command']}`",
-                str(part["commit"])[:10],
+                f"`{run['command']}`",
+                str(run["commit"])[:10],
+                str(run["rows"] or ""),
                 f"{part['seconds'] / 60:.1f}{' (quick)' if part['quick'] else ''}",
             ]
             for name, part in parts.items()
+            for run in runs_of(part)
         ],
     )
 
@@ -138,10 +143,9 @@ def _quality(model: str, part: Mapping[str, Any]) -> list[str]:
             f"prompt and {size['suffix']} that are scored; {part['workers']} at once. Bits per "
             "byte in per cent of the base model's, with 90 % intervals over documents; the "
             "difference is paired. Seconds are those of selection and training, for which a "
-            "request waits. `at 1/3` is the rate at which the server continues, and `if better` "
-            "starts afresh where the adapter does not lower the prompt's loss, as the server does "
-            "(`instant` does not compare); `shown` has the chosen text in the prompt, too. Learnt "
-            f"ahead: {offline}.",
+            f"request waits. {start_rate_note(part)}`if better` starts afresh where the adapter "
+            "does not lower the prompt's loss, as the server does (`instant` does not compare); "
+            f"`shown` has the chosen text in the prompt, too. Learnt ahead: {offline}.",
             ["arm", "% of base", "minus SIFT 20", "seconds"],
             [
                 [

@@ -149,3 +149,24 @@ def milliseconds(seconds: float) -> str:
 def holds_or_not(holds: bool) -> str:
     """Whether a threshold is met; a failure is in bold."""
     return "holds" if holds else "**does not hold**"
+
+
+def start_rate_note(part: Mapping[str, Any]) -> str:
+    """A sentence on the rate of steps from a corpus's adapter, and a space; nothing if a part does
+    not say it.
+    """
+    rate = part.get("start_rate")
+    return (
+        ""
+        if rate is None
+        else "Steps from the adapter of a corpus are at the rate that the server took there, "
+        f"{rate:.2g} of the learning rate; `at 3x` is three times that. "
+    )
+
+
+def runs_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that measured a part, each with its command, its commit and its number of rows."""
+    runs: list[Mapping[str, Any]] = part.get("runs") or [
+        {**part, "rows": len(part.get("rows", ()))}
+    ]
+    return runs

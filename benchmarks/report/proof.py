@@ -13,6 +13,7 @@ from benchmarks.report.formatting import (
     interval_cell,
     seconds_cell,
     share_cell,
+    start_rate_note,
     table,
     titled_table,
 )
@@ -176,10 +177,10 @@ def _domains(result: Result) -> list[str]:
         *titled_table(
             "All arms by domain",
             "Bits per byte in per cent of the base model's, with 90 % intervals over documents. "
-            "`at 1/3` is the rate at which the server continues, and `if better` starts afresh "
-            "where the adapter does not lower the prompt's loss, as the server does; `NN` takes "
-            "the nearest sequences instead of SIFT's picks; `shown` has the chosen text in the "
-            "prompt.",
+            + start_rate_note(result["parts"].get("arms", {}))
+            + "`if better` starts afresh where the adapter does not lower the prompt's loss, as "
+            "the server does; `NN` takes the nearest sequences instead of SIFT's picks; `shown` "
+            "has the chosen text in the prompt.",
             ["arm", *domains, "**all**"],
             [
                 [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.report.formatting import Result, titled_table
+from benchmarks.report.formatting import Result, runs_of, titled_table
 
 
 def corpora_and_runs(result: Result) -> list[str]:
@@ -17,13 +17,13 @@ def corpora_and_runs(result: Result) -> list[str]:
             [
                 [
                     name,
-                    str(run.get("rows", "")),
+                    str(run["rows"] or ""),
                     f"`{run['command']}`",
                     str(run["commit"])[:10],
                     run["machine"]["processor"] if "machine" in run else "",
                 ]
                 for name, part in result["parts"].items()
-                for run in part.get("runs", [part])
+                for run in runs_of(part)
             ],
         ),
     ]

@@ -35,7 +35,7 @@ from serving.adaptation.request_examples import (
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
-from serving.adaptation.starts import LEARNING_RATE_FACTOR, Start, StartingPoint, parse_start
+from serving.adaptation.starts import Start, StartingPoint, parse_start
 from serving.budget import ALIAS, FIELD, HEADER, Budget, ExamplesAs, Reuse, Terms, agreed_budget
 from serving.errors import RequestError
 
@@ -225,7 +225,7 @@ class AdaptationRequest:
             start=first.weights if first else earlier,
             start_if_better=first is not None and self.start != "corpus" and self.has_probe,
             learning_rate=None if calibration is None else calibration.learning_rate,
-            learning_rate_factor=LEARNING_RATE_FACTOR if start.adapter else 1.0,
+            learning_rate_factor=None if start.adapter else 1.0,
             probe=Probe(self.probe_tokens, budget.gain) if self.has_probe else None,
             scored=selection.scored[: budget.steps],
         )

@@ -27,9 +27,6 @@ from serving.errors import RequestError
 
 Start: TypeAlias = Literal["corpus", "fresh"]
 
-# Factor on the learning rate of a training that starts from a corpus's adapter, which has learnt
-# what the corpus's sequences have in common.
-LEARNING_RATE_FACTOR = 1 / 3
 # Bounds of the weights in memory; the last ones used are kept in any case.
 _MAX_ADAPTERS, _MAX_BYTES = 8, 256 << 20
 # Number of corpora whose current adapter is remembered.

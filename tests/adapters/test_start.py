@@ -241,6 +241,19 @@ class TestContinuing:
 
             assert bytes_of(trainer.train(lowered)) == bytes_of(trainer.train(same))
 
+    def test_what_has_learnt_a_corpus_is_trained_on_at_the_rate_of_the_models_size(
+        self, trainer: Trainer
+    ) -> None:
+        start = trained(trainer)
+        at_rates = [
+            TrainingRequest(SEQUENCES, start=start, learning_rate_factor=factor)
+            for factor in (None, trainer.start_rate, 1.0)
+        ]
+
+        found, expected, other = (bytes_of(trainer.train(each)) for each in at_rates)
+
+        assert found == expected != other
+
 
 class TestConcurrency:
     """The adapter does not depend on the requests beside it."""

@@ -11,7 +11,6 @@ from benchmarks.corpus_adapters.arms import (
     BASE,
     COMBINED,
     INSTANT,
-    SERVED_RATE,
     Arm,
     Training,
     arms_of,
@@ -23,7 +22,7 @@ from selection.ingest.ingest import Document
 from tests.trained_corpora import train_corpus
 
 _PREFIX = 32
-_TRAININGS = (Training("fresh", (10, 20)), Training("corpus", (2, 10), SERVED_RATE))
+_TRAININGS = (Training("fresh", (10, 20)), Training("corpus", (2, 10)))
 
 
 def _text(topic: str) -> str:
@@ -50,7 +49,7 @@ def test_each_arm_is_scored_with_the_adapter_that_it_names(tmp_path: Path, nano:
     # The adapter has learnt text like the prompt, so requests that compare start from it.
     compared = {name for name in bits if "if better" in name}
     assert bits["corpus if better"] == bits[INSTANT.name]
-    assert bits[COMBINED.name] == bits[Arm("corpus", 10, SERVED_RATE).name]
+    assert bits[COMBINED.name] == bits[Arm("corpus", 10).name]
     assert len({bits[name] for name in bits.keys() - compared}) == len(bits) - len(compared)
     assert bits[INSTANT.name] < bits[BASE.name]
     assert bits[COMBINED.name] < bits[INSTANT.name]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.formatting import provenance_line
+from benchmarks.report.formatting import provenance_line, runs_of
 from benchmarks.report.main import BENCHMARKS, report_lines
 from tests.benchmarks.report.samples import RESULTS
 
@@ -42,6 +42,21 @@ def test_a_report_without_results_names_the_commands(tmp_path: Path) -> None:
     assert "Not measured here: `make bench-latency`." in lines
     assert "Not measured here: `make abuse`." in lines
     assert not any("make bench-proof" in line for line in lines)
+
+
+def test_a_run_is_told_by_its_number_of_rows() -> None:
+    several = [{**RESULT, "rows": 2}, {**RESULT, "rows": 1}]
+
+    assert [run["rows"] for run in runs_of({**RESULT, "rows": [{}, {}, {}]})] == [3]
+    assert [run["rows"] for run in runs_of({**RESULT, "rows": [{}] * 3, "runs": several})] == [2, 1]
+    assert [run["rows"] for run in runs_of(RESULT)] == [0]
+
+
+def test_no_cell_of_the_report_has_a_whole_result() -> None:
+    lines = (BENCHMARKS / "REPORT.md").read_text().splitlines()
+    cells = [cell for line in lines if line.startswith("|") for cell in line.split("|")]
+
+    assert max(map(len, cells)) < 500
 
 
 def test_the_report_runs_without_installed_packages(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class TestSteps:
         report = (await run(STEPS, selector, trainer)).report
 
         (training,) = trainer.requests
-        assert (training.start, training.learning_rate_factor) == (selector.weights, 1 / 3)
+        assert (training.start, training.learning_rate_factor) == (selector.weights, None)
         assert (report.adapted, report.reason, report.stop) == (True, None, "steps")
         assert report.adapter != START.name
         assert report.start == {
@@ -278,7 +278,7 @@ class TestSteps:
         assert again.report.reused == {"adapter": made.report.adapter, "turns": 1, "steps": 2}
         assert made.reusable is not None
         assert trainer.requests[1].start == made.reusable.weights
-        assert trainer.requests[1].learning_rate_factor == 1 / 3
+        assert trainer.requests[1].learning_rate_factor is None
         # What a deleted document taught may be in the earlier turn's adapter, too.
         assert anew.report.reused is None
         assert trainer.requests[2].start == selector.weights
