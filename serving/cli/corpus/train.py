@@ -74,7 +74,7 @@ def corpus_train(
         typer.Option(
             "--learning-rate",
             min=1e-9,
-            help="Adam learning rate; it and half of it are tried.",
+            help="Adam learning rate, of which two fractions are tried.",
             show_default="by model size",
         ),
     ] = None,
