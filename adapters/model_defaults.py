@@ -23,6 +23,7 @@ class SizeDefaults:
         corpus_rates: multiples of the learning rate that are tried on a corpus, the highest first.
         start_rate: multiple of the learning rate at which requests train on from the adapter of a
             corpus.
+        corpus_scaling: factor on what the adapter of a corpus adds to the base model.
     """
 
     rank: int
@@ -30,17 +31,18 @@ class SizeDefaults:
     learning_rate: float
     corpus_rates: tuple[float, float]
     start_rate: float
+    corpus_scaling: float
 
 
 # With the number of parameters from which each no longer applies.
 _BY_SIZE = (
     # Chosen on the bundled model (benchmarks/README.md).
-    (50e6, SizeDefaults(16, 16.0, 6e-4, corpus_rates=(1.0, 0.5), start_rate=1 / 3)),
+    (50e6, SizeDefaults(16, 16.0, 6e-4, (1.0, 0.5), start_rate=1 / 3, corpus_scaling=1.0)),
     # Compared on SmolLM2-135M with the settings above and below
-    # (benchmarks/results/real-model-settings.json, corpus-adapter.json).
-    (1e9, SizeDefaults(16, 4.0, 6e-4, corpus_rates=(0.5, 0.25), start_rate=1 / 10)),
-    # The paper's, for 3.8 B parameters (section D); the rates on a corpus are not measured.
-    (math.inf, SizeDefaults(64, 1.0, 5e-4, corpus_rates=(0.5, 0.25), start_rate=1 / 10)),
+    # (benchmarks/results/real-model-settings.json, corpus-scaling.json).
+    (1e9, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), start_rate=1 / 10, corpus_scaling=0.7)),
+    # The paper's, for 3.8 B parameters (section D); what is of a corpus is not measured.
+    (math.inf, SizeDefaults(64, 1.0, 5e-4, (0.5, 0.25), start_rate=1 / 10, corpus_scaling=0.7)),
 )
 
 # The largest header of a safetensors file that its library reads, in bytes.

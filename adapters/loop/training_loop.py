@@ -110,11 +110,11 @@ class TrainingLoop:
 
     def _release_slots(self) -> None:
         """Return the memory of all slots, unless a job has come in the meantime."""
-        with self._jobs_changed:
+        # In this order: jobs must not wait until what computes has ended.
+        with self.model_lock, self._jobs_changed:
             # A GPU's memory stays with this process.
             if not self.is_running and self._base.device == "cpu":
-                with self.model_lock:
-                    self.bank.release()
+                self.bank.release()
 
     def _run(self) -> None:
         while True:

@@ -55,6 +55,8 @@ def corpus_adapter(results: Mapping[str, Result], _: Plots) -> list[str]:
                 for corpus, difference in part["parts_minus_one"].items()
             ],
         )
+    for model, part in results.get("corpus-scaling", {"parts": {}})["parts"].items():
+        lines += _scaling(model, part)
     if "canary" in parts:
         lines += _canary(parts["canary"])
     if "kills" in parts:
@@ -126,6 +128,26 @@ def _promises(result: Result) -> list[list[str]]:
         used = kills["half_written_used"]
         rows.append(("kills: half-written adapters used", str(used), "0", not used))
     return [[*row[:3], holds_or_not(row[3])] for row in rows]
+
+
+def _scaling(model: str, part: Mapping[str, Any]) -> list[str]:
+    kinds = part["by_corpus"]
+    return titled_table(
+        f"Scaling: {model}",
+        f"{len(part['rows'])} passages of other corpora, on which the factor on what an adapter "
+        "adds to the base model was chosen; 0 is the base model. Bits per byte in per cent of the "
+        "base model's, with 90 % intervals over documents; the difference is paired.",
+        ["factor", *kinds, "all", "minus factor 1"],
+        [
+            [
+                factor,
+                *(interval_cell(found[factor]) for found in kinds.values()),
+                interval_cell(every),
+                interval_cell(part["minus_unscaled"][factor]),
+            ]
+            for factor, every in part["percent_of_base"].items()
+        ],
+    )
 
 
 def _quality(model: str, part: Mapping[str, Any]) -> list[str]:

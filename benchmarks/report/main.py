@@ -64,6 +64,7 @@ SECTIONS = (
             "corpus-adapter": "make bench-corpus-adapter",
             "corpus-adapter-parts": "python -m benchmarks.corpus_adapter --only quality "
             "--trainings all",
+            "corpus-scaling": "python -m benchmarks.corpus_scaling",
         },
         corpus_adapter,
     ),

@@ -172,6 +172,9 @@ class CorpusSide(Protocol):
     async def clear_checkpoint(self) -> None:
         """Remove the checkpoint."""
 
+    async def drop_invalid(self) -> None:
+        """Remove the parts that have learnt what was deleted since, and damaged ones."""
+
     async def save(self, checkpoint: Checkpoint) -> str:
         """Save the adapter of the part in training, atomically; requests start from it at once.
 

@@ -72,6 +72,11 @@ class TrainingOperation:
         """Whether a server will do it or is doing it: it has lately recorded that."""
         return self.is_pending and time.time() - self.renewed < ABANDONED_SECONDS
 
+    def is_recorded_by(self, record: TrainingOperation) -> bool:
+        """Whether a record is of this operation, and says that it has not ended."""
+        same = (record.created, record.holder) == (self.created, self.holder)
+        return same and record.is_pending
+
     def as_dict(self) -> dict[str, Any]:
         """The operation for JSON."""
         return asdict(self)

@@ -102,9 +102,10 @@ def _if_held(
     **kwargs: P.kwargs,
 ) -> Result:
     stored = training.recorded() or {}
-    is_held = expected.items() <= stored.items() and stored["status"] != Status.CANCELLED
-    if not is_held:
-        raise OperationEndedError("the training was cancelled, or another process does it")
+    # The progress of one that has ended may arrive after its outcome.
+    is_pending = stored.get("status") in (Status.QUEUED, Status.IN_PROGRESS)
+    if not is_pending or not expected.items() <= stored.items():
+        raise OperationEndedError("the training has ended, or another process does it")
     return method(training, *args, **kwargs)
 
 

@@ -21,7 +21,7 @@ from selection.corpus.trained.manifest import AdapterSettings, TrainedPart
 from selection.corpus.trained.plan import TrainingPlan
 from selection.corpus.trained.training import AdapterTraining
 from selection.library.library import Library
-from serving.adaptation.stages import LibraryExecutor
+from serving.adaptation.stages import LibraryExecutor, Trains
 from serving.corpus_training.checkpoint import Checkpoint
 from serving.corpus_training.course import Position
 from serving.corpus_training.values import CorpusSummary, TrainingOptions
@@ -102,7 +102,7 @@ def _call_training(
     return call(store, principal, method, *args, **kwargs)
 
 
-class TellsRates(Protocol):
+class TellsRecipe(Protocol):
     """A trainer."""
 
     async def learning_rate(self) -> float:
@@ -110,6 +110,16 @@ class TellsRates(Protocol):
 
     async def corpus_rates(self) -> tuple[float, float]:
         """As `adapters.trainer.Trainer.corpus_rates`."""
+
+    async def corpus_scaling(self) -> float:
+        """As `adapters.trainer.Trainer.corpus_scaling`."""
+
+
+class CorpusTrainer(TellsRecipe, Trains, Protocol):
+    """A trainer that tells what it trains, or several of the same kind."""
+
+    async def count(self) -> int:
+        """As `serving.workers.stages.TrainerWorker.count`."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +130,26 @@ class Recipe:
         shape: base model, rank and projections.
         learning_rate: Adam learning rate, of which a course takes a multiple.
         rates: the multiples that are tried, the highest first.
+        scaling: factor on what an adapter adds to the base model where requests use it.
     """
 
     shape: AdapterShape
     learning_rate: float
     rates: tuple[float, float]
+    scaling: float = 1.0
 
     @classmethod
-    async def of(cls, shape: AdapterShape, trainer: TellsRates) -> Recipe:
+    async def of(cls, shape: AdapterShape, trainer: TellsRecipe) -> Recipe:
         """The recipe of a trainer."""
-        return cls(shape, await trainer.learning_rate(), await trainer.corpus_rates())
+        return cls(
+            shape,
+            await trainer.learning_rate(),
+            await trainer.corpus_rates(),
+            await trainer.corpus_scaling(),
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe for JSON."""
+        """What interrupted trainings must have in common with it, for JSON."""
         shape = self.shape
         named = {"model": shape.model, "rank": shape.rank, "targets": list(shape.targets)}
         return {**named, "learning_rate": self.learning_rate, "rates": list(self.rates)}
@@ -234,6 +251,10 @@ class StoredCorpus:
         """As `CorpusSide.clear_checkpoint`."""
         await self._call(AdapterTraining.clear_checkpoint)
 
+    async def drop_invalid(self) -> None:
+        """As `CorpusSide.drop_invalid`."""
+        await self._call(AdapterTraining.drop_invalid)
+
     async def save(self, checkpoint: Checkpoint) -> str:
         """As `CorpusSide.save`."""
         state, position = checkpoint.state, checkpoint.position
@@ -254,6 +275,7 @@ class StoredCorpus:
             checkpoint.plan.snapshot,
             state.moments,
             state.steps,
+            self._recipe.scaling,
         )
         # An interrupted run may have saved this part already.
         info = (await self._call(AdapterTraining.status)).info

@@ -79,8 +79,7 @@ class CorpusTraining:
         at = await self._corpus.resume()
         if at is None or (self._options.fresh and not at.fresh):
             at = await self._corpus.begin(self._options)
-        if at.is_finished:
-            return await self._outcome(End.UNCHANGED)
+        end = End.UNCHANGED if at.is_finished else End.LEARNT
         while not at.is_finished:
             if at.position.done == len(at.phase_ids):
                 at = await self._decide(at)
@@ -93,8 +92,10 @@ class CorpusTraining:
                 at = await self._begin_again(at)
             if not at.is_finished:
                 await self._corpus.save_checkpoint(at)
+        # What was deleted is forgotten, also where nothing was left to learn without it.
         await self._corpus.clear_checkpoint()
-        return await self._outcome(End.LEARNT)
+        await self._corpus.drop_invalid()
+        return await self._outcome(end)
 
     async def _begin_again(self, at: Checkpoint) -> Checkpoint:
         """A new plan for what the corpus has now; parts that are finished stay."""

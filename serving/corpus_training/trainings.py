@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
 
 from selection.access import OPERATOR, Principal
 from selection.config import AdapterShape
@@ -28,15 +28,16 @@ from selection.errors import (
     MissingError,
 )
 from selection.library.library import Library
-from serving.adaptation.stages import LibraryExecutor, Trains
+from serving.adaptation.stages import LibraryExecutor
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.priority import RequestPriority
 from serving.corpus_training.records import OperationEndedError, TrainingRecords
+from serving.corpus_training.repeated import repeat, until_done
 from serving.corpus_training.scan import CorpusScan
 from serving.corpus_training.stored import (
+    CorpusTrainer,
     Recipe,
     StoredCorpus,
-    TellsRates,
     begin_training,
     calls_to,
     end_training,
@@ -53,15 +54,6 @@ RECORD_SECONDS = 3.0
 # Seconds between two looks for operations to take over, and for corpora that have changed. These
 # are trained once they are the same in two looks.
 LOOK_SECONDS = 30.0
-# A stage or a database may restart meanwhile; attempts are counted from the last progress on.
-_ATTEMPTS, _RETRY_SECONDS = 3, 10.0
-
-
-class CorpusTrainer(TellsRates, Trains, Protocol):
-    """A trainer that tells its learning rates, or several of the same kind."""
-
-    async def count(self) -> int:
-        """As `serving.workers.stages.TrainerWorker.count`."""
 
 
 class CorpusTrainings:
@@ -109,8 +101,8 @@ class CorpusTrainings:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._train_all())
             tasks.create_task(self.priority.work())
-            tasks.create_task(_repeat(self._record_all, RECORD_SECONDS))
-            tasks.create_task(_repeat(self._look, LOOK_SECONDS))
+            tasks.create_task(repeat(self._record_all, RECORD_SECONDS))
+            tasks.create_task(repeat(self._look, LOOK_SECONDS))
 
     async def train(
         self, store: str, options: TrainingOptions, principal: Principal
@@ -129,8 +121,11 @@ class CorpusTrainings:
         if not status.learnt + status.not_learnt:
             raise LibraryError(f"vector store {store!r} has nothing to learn: attach files first")
         stored = await self.operation(info.id, principal)
-        if stored is not None and (stored.is_under_way or stored.store in self._pending):
+        is_own = stored is not None and stored.is_pending and self._has(info.id)
+        if stored is not None and (is_own or stored.is_under_way):
             return stored
+        # What another process has cancelled meanwhile.
+        await self._drop(info.id)
         self._scan.note_training(info.id, status)
         held = await self._records.write(TrainingOperation.new(info.id, options))
         self._add(held)
@@ -152,7 +147,8 @@ class CorpusTrainings:
             MissingError: the principal does not see the vector store.
         """
         stored = await self._records.read(store, principal)
-        return None if stored is None else self._pending.get(stored.store, stored)
+        own = None if stored is None else self._pending.get(stored.store)
+        return own if own and stored and own.is_recorded_by(stored) else stored
 
     async def cancel(self, store: str, principal: Principal) -> TrainingOperation:
         """End the training of a vector store; the next one goes on from its checkpoint.
@@ -166,6 +162,7 @@ class CorpusTrainings:
         # Only its owner may cancel it.
         await calls_to(self._library, store, principal)(AdapterTraining.recorded)
         await self._drop(operation.store)
+        self._scan.note_training(operation.store, await self.status(store, principal))
         # Another process that is training it finds this when it next calls the corpus.
         return await self._records.write(replace(operation, status=Status.CANCELLED), principal)
 
@@ -218,7 +215,8 @@ class CorpusTrainings:
                 # One that waits may have been cancelled while the trainers were counted.
                 if self._waiting and await self._is_trainer_free() and self._waiting:
                     store = self._waiting[0]
-                    running = asyncio.create_task(self._train(store), name=store)
+                    work = self._train(store, self._pending[store].created)
+                    running = asyncio.create_task(work, name=store)
                     self._running[store] = running
                     running.add_done_callback(self._note_end)
                 else:
@@ -250,38 +248,40 @@ class CorpusTrainings:
             what = f"the training of vector store {store} has ended without a record"
             log_failure(log, what, problem)
 
-    async def _train(self, store: str) -> None:
+    async def _train(self, store: str, created: float) -> None:
         """Train a corpus and record the outcome; cancelled by `_drop`, or when the process ends."""
+
+        def done() -> int:
+            operation = self._pending.get(store)
+            return operation.done if operation else 0
+
+        error: str | None
         try:
-            await self._attempt(store)
+            what = f"the training of vector store {store}"
+            await until_done(partial(self._train_locked, store), done, what)
             status, error = Status.COMPLETED, None
         except (MissingError, CorpusNotFoundError, OperationEndedError):
             # The vector store was deleted, or another process has ended or taken over the training.
-            self._pending.pop(store, None)
+            self._take(store, created)
             return
         except USER_ERRORS as problem:
             status, error = Status.FAILED, str(problem)
         except Exception:
             log.exception("the training of vector store %s failed", store)
             status, error = Status.FAILED, "the server failed to train it; its log says why"
-        if (operation := self._pending.pop(store, None)) is None:
+        if (operation := self._take(store, created)) is None:
             return
         with contextlib.suppress(MissingError):
+            if error is not None:
+                self._scan.note_training(store, await self.status(store, OPERATOR))
             await self._records.renew(replace(operation, status=status, error=error))
 
-    async def _attempt(self, store: str) -> None:
-        failures = done = 0
-        while True:
-            try:
-                return await self._train_locked(store)
-            except Exception as problem:
-                may_pass = isinstance(problem, StageFailedError | CorpusUnavailableError)
-                reached = self._pending[store].done if store in self._pending else 0
-                failures, done = 1 if reached > done else failures + 1, max(reached, done)
-                if failures == _ATTEMPTS or (isinstance(problem, USER_ERRORS) and not may_pass):
-                    raise
-                log.warning("the training of vector store %s goes on: %s", store, problem)
-                await asyncio.sleep(_RETRY_SECONDS)
+    def _take(self, store: str, created: float) -> TrainingOperation | None:
+        """Forget an operation, unless another one of its store has taken its place."""
+        operation = self._pending.get(store)
+        if operation is None or operation.created != created:
+            return None
+        return self._pending.pop(store)
 
     async def _train_locked(self, store: str) -> None:
         operation = replace(self._pending[store], status=Status.IN_PROGRESS)
@@ -338,13 +338,3 @@ class CorpusTrainings:
         """Take over abandoned operations, and train corpora that have changed."""
         for operation in await self._scan.run(self._has):
             self._add(operation)
-
-
-async def _repeat(work: Callable[[], Any], seconds: float) -> None:
-    """Work again and again; what it raises is logged."""
-    while True:
-        try:
-            await work()
-        except Exception as problem:
-            log_failure(log, "cannot look after the trainings of corpora", problem)
-        await asyncio.sleep(seconds)

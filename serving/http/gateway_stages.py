@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from selection.access import Principal
 from selection.corpus.trained.manifest import LearntCorpus
 from serving.adaptation.stages import LibraryExecutor, Selects
-from serving.corpus_training.trainings import CorpusTrainer
+from serving.corpus_training.stored import CorpusTrainer
 from serving.engine.engine import Engine
 
 # Seconds that a stage may take to respond when it is asked whether it is ready.

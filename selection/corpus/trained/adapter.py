@@ -87,7 +87,10 @@ class TrainedAdapter:
         parts = {part.name: part for part in state.usable}
         if state.info is None or not parts.keys() >= {name for name, _ in start.parts}:
             raise self._store.unusable("has another adapter since it was looked up")
-        read = [(self._validity.read(parts[name], WEIGHTS), weight) for name, weight in start.parts]
+        read = [
+            (self._validity.read(parts[name], WEIGHTS), weight, parts[name].scaling)
+            for name, weight in start.parts
+        ]
         try:
             weights = merged(read)
         except ValueError as problem:

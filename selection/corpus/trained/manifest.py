@@ -55,6 +55,7 @@ class PartInfo:
         content: digest of the contents of these documents.
         generation: the corpus's generation from which they were read.
         steps: number of Adam steps that the moments have seen.
+        scaling: factor on what it adds to the base model where requests use it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PartInfo:
     content: str
     generation: int
     steps: int = 0
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class TrainedPart:
         snapshot: the state of the corpus from which they were read (`TrainingPlan.snapshot`).
         moments: Adam's moments, to train it further; may be empty.
         steps: number of steps that the moments have seen.
+        scaling: factor on what it adds to the base model where requests use it.
     """
 
     weights: bytes
@@ -155,6 +158,7 @@ class TrainedPart:
     snapshot: Snapshot
     moments: bytes = b""
     steps: int = 0
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True)

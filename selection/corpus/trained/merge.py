@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,23 +51,26 @@ def name_of(parts: Sequence[tuple[str, float]]) -> str:
     return f"corpus-{digest[:32]}"
 
 
-def merged(parts: Sequence[tuple[bytes, float]]) -> bytes:
+def merged(parts: Sequence[tuple[bytes, float, float]]) -> bytes:
     """The weighted average of adapters, as a safetensors file.
 
     Args:
-        parts: float32 safetensors files of the same tensors, and their weights; at least one.
+        parts: float32 safetensors files of the same LoRA tensors, their weights, which add up to 1,
+            and the factors on what each adds to the base model; at least one.
 
     Raises:
         ValueError: their tensors differ.
     """
-    first = parts[0][0]
-    if len(parts) == 1:
+    first, _, scaling = parts[0]
+    if len(parts) == 1 and scaling == 1:
         return first
     length = 8 + int.from_bytes(first[:8], "little")
     header = first[:length]
     total = np.zeros((len(first) - length) // 4, np.float32)
-    for weights, weight in parts:
+    for weights, weight, scaling in parts:
         if weights[:length] != header or len(weights) != len(first):
             raise ValueError("adapters of other tensors cannot be averaged")
-        total += np.float32(weight) * np.frombuffer(weights, np.float32, offset=length)
+        # An adapter adds the product B A: either factor takes the square root.
+        factor = np.float32(weight * math.sqrt(scaling))
+        total += factor * np.frombuffer(weights, np.float32, offset=length)
     return header + total.tobytes()

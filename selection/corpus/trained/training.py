@@ -182,6 +182,7 @@ class AdapterTraining:
                 content=content,
                 generation=then.generation,
                 steps=part.steps,
+                scaling=part.scaling,
             )
             self._files.save(
                 CorpusAdapterInfo(
@@ -237,6 +238,23 @@ class AdapterTraining:
     def recorded(self) -> dict[str, Any] | None:
         """What `record` was given last; None if that was nothing, or if it is damaged."""
         return self._files.load_record()
+
+    def drop_invalid(self) -> None:
+        """Delete the parts that must be trained anew; they may have learnt what was deleted since.
+        Hold the `lock`.
+
+        Raises:
+            CorpusError: the others cannot be recorded; the adapter stays as it was.
+        """
+        with self._store.reading():
+            state = self._validity.current()
+        if state.info is None or not state.invalid:
+            return
+        if not state.usable:
+            self._files.remove()
+            return
+        with self._writing():
+            self._files.save(replace(state.info, parts=tuple(state.usable)))
 
     def remove(self) -> None:
         """Delete the adapter and the checkpoint, if there are any. Hold the `lock`."""

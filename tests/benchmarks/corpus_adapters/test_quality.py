@@ -17,6 +17,7 @@ from benchmarks.corpus_adapters.arms import (
 )
 from benchmarks.corpus_adapters.learning import open_selector, trained_shape, trainer_config
 from benchmarks.corpus_adapters.quality import open_runner
+from benchmarks.corpus_scaling import FACTORS, Row, ScaledScorer, by_factor
 from benchmarks.quality.passages import make_set
 from selection.ingest.ingest import Document
 from tests.trained_corpora import train_corpus
@@ -55,3 +56,23 @@ def test_each_arm_is_scored_with_the_adapter_that_it_names(tmp_path: Path, nano:
     assert bits[COMBINED.name] < bits[INSTANT.name]
     assert bits[Arm(steps=20).name] < bits[BASE.name]
     assert scores[BASE.name][1] == 0
+
+    scaled = ScaledScorer(nano, tmp_path, _PREFIX).measure(passage, made.corpus)
+
+    assert scaled["0.0"] == pytest.approx(bits[BASE.name])
+    assert scaled["1.0"] == pytest.approx(bits[INSTANT.name])
+    assert scaled["1.0"] < scaled["0.4"] < scaled["0.0"]
+
+
+def test_factors_are_compared_passage_by_passage() -> None:
+    rows = [
+        Row("shop", "a", {str(factor): 2.0 - factor for factor in FACTORS}),
+        Row("shop", "b", {str(factor): 1.0 for factor in FACTORS}),
+    ]
+
+    found, less = by_factor(rows), by_factor(rows, "1.0")
+
+    assert found["0.0"] == pytest.approx((100, 100, 100))
+    assert found["1.0"][0] == pytest.approx(75)
+    assert less["0.0"][0] == pytest.approx(25)
+    assert less["1.0"] == (0, 0, 0)

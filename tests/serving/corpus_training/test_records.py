@@ -41,6 +41,21 @@ async def test_an_operation_that_has_changed_since_it_was_read_is_not_taken_over
     assert await first.read("ships", OPERATOR) == taken
 
 
+async def test_progress_that_arrives_after_the_outcome_is_not_recorded(
+    library: SerialExecutor[Library], corpus: Corpus
+) -> None:
+    records = TrainingRecords(library)
+    begun = await records.write(TrainingOperation.new(corpus.meta()["id"], _ONE_PASS))
+
+    ended = await records.renew(replace(begun, status=Status.COMPLETED))
+    late = await records.renew(replace(begun, status=Status.IN_PROGRESS, done=1))
+
+    left = await records.read("ships", OPERATOR)
+    assert (ended, late) == (True, False)
+    assert left is not None
+    assert left.status is Status.COMPLETED
+
+
 async def test_a_training_whose_outcome_is_being_recorded_is_not_begun_again(
     serving: Serve, trainer: TrainerWorker, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,19 @@ async def test_an_adapter_learns_the_corpus(
     assert (again.end, again.steps) == (End.UNCHANGED, 0)
 
 
+async def test_requests_will_use_the_adapter_scaled_as_its_trainer_says(
+    corpus: Corpus, trainer: TrainerWorker, shape: AdapterShape
+) -> None:
+    recipe = replace(await Recipe.of(shape, trainer), scaling=0.7)
+    side = StoredCorpus(calls_here(corpus.training), recipe)
+
+    await CorpusTraining(trainer, side, _ONE_PASS).run()
+
+    info = corpus.training.status().info
+    assert info is not None
+    assert [part.scaling for part in info.parts] == [0.7]
+
+
 async def test_after_a_kill_the_same_adapter_is_trained(corpus: Corpus, train: Train) -> None:
     # Arrange: what a kill after each checkpoint would leave on disk.
     left: list[Corpus] = []
@@ -179,6 +192,41 @@ async def test_a_part_begins_again_when_what_it_has_learnt_is_deleted(
         0,
     )
     assert weights(corpus) == await weights_of_a_corpus_that_never_had(corpus, train)
+
+
+async def test_what_was_deleted_is_forgotten_where_nothing_else_is_to_be_learnt(
+    corpus: Corpus, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(division, "PART_MIN", SEQUENCES)
+    await train(corpus, TrainingOptions(passes=1, parts=DOCUMENTS))
+    info = corpus.training.status().info
+    assert info is not None
+    learnt = {part.name: corpus.training.part(part.name).learnt for part in info.parts}
+    gone = min(learnt, key=lambda name: len(learnt[name]))
+    for document in {each.source.document for each in corpus.read(learnt[gone]).values()}:
+        corpus.delete(document)
+
+    outcome = await train(corpus)
+
+    left = corpus.training.status()
+    assert (outcome.end, outcome.steps) == (End.UNCHANGED, 0)
+    assert left.info is not None
+    assert {part.name for part in left.info.parts} == learnt.keys() - {gone}
+    assert left.invalid == ()
+    assert not [*(corpus.folder / "trained").glob(f"{gone}*")]
+
+
+async def test_nothing_is_left_of_an_adapter_whose_documents_are_all_deleted(
+    corpus: Corpus, train: Train
+) -> None:
+    await train(corpus)
+    for number in range(DOCUMENTS):
+        corpus.delete(f"document {number}")
+
+    await train(corpus)
+
+    assert corpus.training.status().info is None
+    assert not [*(corpus.folder / "trained").glob("*.safetensors")]
 
 
 async def weights_of_a_corpus_that_never_had(corpus: Corpus, train: Train) -> list[bytes]:

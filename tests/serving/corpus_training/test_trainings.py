@@ -24,6 +24,7 @@ from selection.errors import (
 from selection.library.library import Library
 from serving.calls import SerialExecutor
 from serving.corpus_training import operation as operation_module
+from serving.corpus_training import repeated
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
 from serving.corpus_training.records import TrainingRecords
@@ -187,6 +188,46 @@ async def test_another_process_takes_over_and_cancels(
     assert completed.status is Status.COMPLETED
 
 
+async def test_what_another_process_has_cancelled_can_be_asked_for_again_at_once(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings_module, "RECORD_SECONDS", 3600.0)
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        first = await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        record = corpus.training.recorded()
+        assert record is not None
+        corpus.training.record({**record, "status": Status.CANCELLED})
+        seen = await trainings.operation("ships", OPERATOR)
+        again = await trainings.train("ships", _ONE_PASS, OPERATOR)
+        paused.running.set()
+        completed = await ended(trainings)
+
+    assert seen is not None
+    assert seen.status is Status.CANCELLED
+    assert again.created != first.created
+    assert (completed.created, completed.status) == (again.created, Status.COMPLETED)
+
+
+async def test_a_training_that_was_replaced_does_not_end_the_one_in_its_place(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RECORD_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(trainings_module, name, 3600.0)
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings, asyncio.timeout(60):
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        # Of two requests at the same time, each finds nothing that is under way.
+        other = TrainingOperation.new(corpus.meta()["id"], _ONE_PASS)
+        trainings._add(await trainings._records.write(other))
+        paused.running.set()
+        completed = await ended(trainings)
+
+    assert (completed.created, completed.status) == (other.created, Status.COMPLETED)
+
+
 class EndingLibrary:
     """Calls a library until its process ends."""
 
@@ -342,6 +383,7 @@ class Restarting:
     def __init__(self, trainer: TrainerWorker, between: int, problem: Exception) -> None:
         self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
         self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
+        self.corpus_scaling = trainer.corpus_scaling
         self.failures = 0
         self._trainer, self._problem = trainer, problem
         self._between = self._left = between
@@ -368,7 +410,7 @@ async def test_a_training_fails_only_if_it_gets_no_further(
     status: Status,
     problem: Exception,
 ) -> None:
-    monkeypatch.setattr(trainings_module, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(repeated, "RETRY_SECONDS", 0.01)
     restarting = Restarting(trainer, between, problem)
     async with serving(restarting) as trainings:
         await trainings.train("ships", _ONE_PASS, OPERATOR)
@@ -517,16 +559,26 @@ async def test_an_adapter_of_another_model_is_not_fresh(
         await until(is_usable)
 
 
+@pytest.mark.parametrize("has_saved_a_part", [False, True])
 async def test_a_training_that_was_cancelled_is_not_begun_again_for_the_same_documents(
     serving: Serve,
     trainer: TrainerWorker,
     corpus: Corpus,
+    shape: AdapterShape,
     add: AddDocuments,
     monkeypatch: pytest.MonkeyPatch,
+    has_saved_a_part: bool,
 ) -> None:
     monkeypatch.setattr(trainings_module, "LOOK_SECONDS", 3600.0)
     async with serving(PausableTrainer(trainer), keeps_fresh=True) as trainings:
         await trainings.train("ships", _ONE_PASS, OPERATOR)
+        if has_saved_a_part:
+            plan = corpus.training.plan(shape)
+            settings = AdapterSettings(
+                shape.model, shape.rank, 1.0, shape.targets, 1e-3, 1, plan.divided
+            )
+            part = TrainedPart(b"weights", plan.parts[0].ids[:1], plan.snapshot)
+            corpus.training.save_part(settings, part)
         cancelled = await trainings.cancel("ships", OPERATOR)
         for _ in range(3):
             await trainings._look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -15,11 +16,12 @@ import pytest
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.files import Checkpoint
-from selection.corpus.trained.manifest import Snapshot
+from selection.corpus.trained.manifest import CorpusAdapterInfo, Snapshot, TrainedPart
+from selection.corpus.trained.merge import merged
 from selection.embedding import Embedder
 from selection.errors import CorpusError
 from tests.selection.brute_force import add
-from tests.selection.trained_helpers import SHAPE, found, refusal, train, weights
+from tests.selection.trained_helpers import SETTINGS, SHAPE, found, refusal, train, weights
 
 _REPOSITORY = Path(__file__).resolve().parents[4]
 _CHECKPOINT = Checkpoint(
@@ -62,6 +64,30 @@ def test_a_saved_adapter_is_found_as_it_was_trained(corpus: Corpus) -> None:
     assert (part.weights, part.moments, part.steps) == (weights(1), b"moments of 1", 6)
     assert part.learnt == (1, 2, 3, 4, 5, 6)
     other.close()
+
+
+def test_requests_use_a_part_scaled_and_a_training_goes_on_from_it_as_it_was(
+    corpus: Corpus,
+) -> None:
+    plan = corpus.training.plan(SHAPE, fresh=True)
+    learnt = (*plan.parts[0].ids, *plan.parts[0].held_out)
+    part = TrainedPart(weights(2), learnt, plan.snapshot, scaling=0.7)
+    name = corpus.training.save_part(SETTINGS, part, plan.parts[0].replaces).name
+
+    other = reopened(corpus)
+
+    assert other.trained.weights(found(other)).weights == merged([(weights(2), 1.0, 0.7)])
+    assert other.training.part(name).weights == weights(2)
+    other.close()
+
+
+def test_a_manifest_of_an_earlier_version_has_no_scaling(corpus: Corpus) -> None:
+    info = corpus.training.status().info
+    assert info is not None
+    fields = json.loads(json.dumps(info.as_dict()))
+    del fields["parts"][0]["scaling"]
+
+    assert CorpusAdapterInfo.from_dict(fields) == info
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "lose"])

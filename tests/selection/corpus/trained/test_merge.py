@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from selection.corpus.trained.merge import MAX_MERGED, TEMPERATURE, merged, mixture, name_of
-from tests.selection.trained_helpers import weights
+from tests.selection.trained_helpers import SHAPE, weights
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
@@ -42,7 +42,7 @@ def test_the_average_is_that_of_each_tensor() -> None:
     files = [weights(seed) for seed in range(3)]
     shares = [0.5, 0.3, 0.2]
 
-    average = load(merged(list(zip(files, shares, strict=True))))
+    average = load(merged(list(zip(files, shares, [1.0] * 3, strict=True))))
 
     tensors = [load(file) for file in files]
     assert average.keys() == tensors[0].keys()
@@ -52,14 +52,29 @@ def test_the_average_is_that_of_each_tensor() -> None:
 
 
 def test_one_part_is_used_as_it_is() -> None:
-    assert merged([(weights(1), 1.0)]) == weights(1)
+    assert merged([(weights(1), 1.0, 1.0)]) == weights(1)
+
+
+def test_what_a_part_adds_to_the_base_model_is_scaled() -> None:
+    whole, scaled = load(weights(1)), load(merged([(weights(1), 1.0, 0.7)]))
+
+    added, less = (
+        [
+            tensors[f"base_model.model.layers.0.{target}.lora_B.weight"]
+            @ tensors[f"base_model.model.layers.0.{target}.lora_A.weight"]
+            for target in SHAPE.targets
+        ]
+        for tensors in (whole, scaled)
+    )
+
+    np.testing.assert_allclose(less, 0.7 * np.array(added), rtol=1e-5)
 
 
 def test_adapters_of_other_tensors_are_not_averaged() -> None:
     other = save({"base_model.model.lora_A.weight": np.zeros((2, 4), np.float32)})
 
     with pytest.raises(ValueError, match="other tensors"):
-        merged([(weights(1), 0.5), (other, 0.5)])
+        merged([(weights(1), 0.5, 1.0), (other, 0.5, 1.0)])
 
 
 def test_a_mixture_has_one_name_for_its_parts_and_weights() -> None:

@@ -242,7 +242,7 @@ def test_the_parts_nearest_to_the_prompt_are_mixed(divided: Corpus, words: Embed
     assert len(mixed.parts) > 1
     assert mixed.sequences == PART_SIZE * len(mixed.parts)
     expected = merged(
-        [(divided.training.part(name).weights, weight) for name, weight in mixed.parts]
+        [(divided.training.part(name).weights, weight, 1.0) for name, weight in mixed.parts]
     )
     assert divided.trained.weights(mixed).weights == expected
     json.dumps(mixed.as_dict())
