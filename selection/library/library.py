@@ -93,7 +93,6 @@ class Library:
     def close(self) -> None:
         """Stop ingesting; files in progress are ingested when the library is opened again."""
         self._worker.close()
-        self.trainings.close()
         self._corpora.close()
 
     def create_store(

@@ -1,16 +1,13 @@
 """StoreTrainings: the training of the adapters of vector stores, by a server that trains them
 between its requests.
 
-A server begins a training once, and then calls what it needs (`call`); between the calls it holds
-the lock of the corpus, so that no command trains it as well. It does not hold that of a corpus in a
-database: the end of a training may be told to another process, on another machine. There, what the
-server records of the training (`AdapterTraining.record`) keeps commands from it.
+A server holds no lock of a corpus between its calls, which several processes may answer. What it
+records of a training (`AdapterTraining.record`) keeps commands from the corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Concatenate, ParamSpec, TypeVar
 
 from selection.access import Principal
@@ -32,37 +29,16 @@ class StoreTrainings:
 
     def __init__(self, stores: VectorStores) -> None:
         self._stores = stores
-        # The locks held, by the id of their corpus.
-        self._locks: dict[str, ExitStack] = {}
 
-    def begin(self, store: str, principal: Principal) -> str:
-        """Be the one that trains a vector store that the principal owns, until `end`; returns its
-        id. Beginning again changes nothing.
+    def check_free(self, store: str, principal: Principal) -> str:
+        """Check that no command trains a vector store that the principal owns; returns its id.
 
         Raises:
-            CorpusError: another process trains it.
+            CorpusError: one does.
         """
-        with self._stores.open_owned(store, principal) as corpus:
-            identity = corpus.meta()["id"]
-            if identity not in self._locks:
-                lock = ExitStack()
-                lock.enter_context(corpus.training.lock())
-                if corpus.training.is_shared:
-                    lock.close()
-                else:
-                    self._locks[identity] = lock
+        with self._stores.open_owned(store, principal) as corpus, corpus.training.lock():
+            identity: str = corpus.meta()["id"]
             return identity
-
-    def end(self, identity: str) -> None:
-        """Let others train the vector store with that id, which may have been deleted."""
-        lock = self._locks.pop(identity, None)
-        if lock is not None:
-            lock.close()
-
-    def close(self) -> None:
-        """End all trainings."""
-        for identity in [*self._locks]:
-            self.end(identity)
 
     def call(
         self,

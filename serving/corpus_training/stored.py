@@ -78,14 +78,9 @@ def calls_to(
     return call
 
 
-def begin_training(library: Library, store: str, principal: Principal) -> str:
-    """As `StoreTrainings.begin`."""
-    return library.trainings.begin(store, principal)
-
-
-def end_training(library: Library, identity: str) -> None:
-    """As `StoreTrainings.end`."""
-    library.trainings.end(identity)
+def check_free(library: Library, store: str, principal: Principal) -> str:
+    """As `StoreTrainings.check_free`."""
+    return library.trainings.check_free(store, principal)
 
 
 def _call_training(

@@ -38,13 +38,12 @@ from serving.corpus_training.stored import (
     CorpusTrainer,
     Recipe,
     StoredCorpus,
-    begin_training,
     calls_to,
-    end_training,
+    check_free,
 )
 from serving.corpus_training.training import CorpusTraining
 from serving.corpus_training.values import CorpusTrainingProgress, TrainingOptions
-from serving.errors import USER_ERRORS, StageFailedError
+from serving.errors import USER_ERRORS
 from serving.observability.logs import log_failure
 
 log = logging.getLogger(__name__)
@@ -177,20 +176,17 @@ class CorpusTrainings:
         if operation is not None and operation.is_pending:
             await self.cancel(store, principal)
         try:
-            identity = await self._library.call(begin_training, store, principal)
+            identity = await self._library.call(check_free, store, principal)
         except CorpusUnavailableError:
             raise
         except CorpusError as problem:
             # A command is training it.
             raise LibraryError(str(problem)) from problem
-        try:
-            if operation is None and (await self.status(store, principal)).info is None:
-                raise MissingError(f"vector store {store!r} has no adapter")
-            call = calls_to(self._library, store, principal)
-            await call(AdapterTraining.remove)
-            await call(AdapterTraining.record, None)
-        finally:
-            await self._library.call(end_training, identity)
+        if operation is None and (await self.status(store, principal)).info is None:
+            raise MissingError(f"vector store {store!r} has no adapter")
+        call = calls_to(self._library, store, principal)
+        await call(AdapterTraining.remove)
+        await call(AdapterTraining.record, None)
         return identity
 
     def _add(self, operation: TrainingOperation) -> None:
@@ -258,7 +254,7 @@ class CorpusTrainings:
         error: str | None
         try:
             what = f"the training of vector store {store}"
-            await until_done(partial(self._train_locked, store), done, what)
+            await until_done(partial(self._train_once, store), done, what)
             status, error = Status.COMPLETED, None
         except (MissingError, CorpusNotFoundError, OperationEndedError):
             # The vector store was deleted, or another process has ended or taken over the training.
@@ -271,9 +267,10 @@ class CorpusTrainings:
             status, error = Status.FAILED, "the server failed to train it; its log says why"
         if (operation := self._take(store, created)) is None:
             return
-        with contextlib.suppress(MissingError):
-            if error is not None:
+        if error is not None:
+            with contextlib.suppress(*USER_ERRORS):
                 self._scan.note_training(store, await self.status(store, OPERATOR))
+        with contextlib.suppress(MissingError):
             await self._records.renew(replace(operation, status=status, error=error))
 
     def _take(self, store: str, created: float) -> TrainingOperation | None:
@@ -283,7 +280,7 @@ class CorpusTrainings:
             return None
         return self._pending.pop(store)
 
-    async def _train_locked(self, store: str) -> None:
+    async def _train_once(self, store: str) -> None:
         operation = replace(self._pending[store], status=Status.IN_PROGRESS)
         self._pending[store] = operation
         begun = time.monotonic() - operation.seconds
@@ -299,20 +296,15 @@ class CorpusTrainings:
                 seconds=time.monotonic() - begun,
             )
 
-        await self._library.call(begin_training, store, OPERATOR)
-        try:
-            recipe = await Recipe.of(self._shape, self._trainer)
-            corpus = StoredCorpus(self._records.calls_of(operation), recipe)
-            options = operation.options
-            if options.seconds is not None:
-                # Those of earlier attempts, and of other processes, count.
-                left = max(0.0, options.seconds - operation.seconds)
-                options = replace(options, seconds=left)
-            await CorpusTraining(self._trainer, corpus, options, note).run()
-        finally:
-            # The selector's process holds the lock, and it ends with it.
-            with contextlib.suppress(StageFailedError):
-                await self._library.call(end_training, store)
+        await self._library.call(check_free, store, OPERATOR)
+        recipe = await Recipe.of(self._shape, self._trainer)
+        corpus = StoredCorpus(self._records.calls_of(operation), recipe)
+        options = operation.options
+        if options.seconds is not None:
+            # Those of earlier attempts, and of other processes, count.
+            left = max(0.0, options.seconds - operation.seconds)
+            options = replace(options, seconds=left)
+        await CorpusTraining(self._trainer, corpus, options, note).run()
 
     async def _record_all(self) -> None:
         """Record the operations of this process, and end those that another one has cancelled or

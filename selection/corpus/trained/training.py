@@ -52,11 +52,6 @@ class AdapterTraining:
         self._files = files_of(store)
         self._validity = Validity(store)
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether processes of several machines may train the corpus."""
-        return self._store.adapter_tables is not None
-
     def status(
         self, shape: AdapterShape | None = None, *, check_weights: bool = False
     ) -> AdapterStatus:

@@ -136,16 +136,15 @@ def corpus_train(
 
 
 def _check_servers(corpus: Corpus) -> None:
-    """Check that no server trains a corpus that is in a database; one that trains a corpus of a
-    folder has its lock.
+    """Check that no server trains a corpus.
 
     Raises:
-        CorpusError: a server does.
+        CorpusError: one does.
     """
     from selection.errors import CorpusError
     from serving.corpus_training.operation import TrainingOperation
 
-    recorded = corpus.training.recorded() if corpus.training.is_shared else None
+    recorded = corpus.training.recorded()
     if recorded is not None and TrainingOperation.from_dict(recorded).is_under_way:
         raise CorpusError(
             f"corpus {corpus.name!r} is being trained by a server: wait until it has ended, or "

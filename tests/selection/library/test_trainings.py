@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,11 +12,9 @@ from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import AdapterStatus, TrainedPart
 from selection.corpus.trained.training import AdapterTraining
-from selection.embedding import Embedder
 from selection.errors import CorpusError, MissingError, ReadOnlyError
 from selection.library.library import Library
-from selection.location import DatabaseLocation, Location
-from selection.threaded_embedder import ThreadedEmbedder
+from selection.location import Location
 from tests.selection.library_helpers import (
     CATS,
     SHIPS,
@@ -26,7 +22,6 @@ from tests.selection.library_helpers import (
     long_text,
     wait_until_ingested,
 )
-from tests.selection.locations import in_a_folder
 from tests.selection.trained_helpers import SETTINGS, SHAPE, weights
 
 _REMOVED = "documents that the corpus's adapter has learnt were deleted or replaced"
@@ -41,7 +36,7 @@ def corpora(location: Location) -> Location:
 def train(library: Library, store: str) -> AdapterStatus:
     """Learn what is left, as a server does."""
     trainings = library.trainings
-    identity = trainings.begin(store, OPERATOR)
+    trainings.check_free(store, OPERATOR)
     plan = trainings.call(store, OPERATOR, AdapterTraining.plan, SHAPE)
     for planned in plan.parts:
         ids = (*planned.ids, *planned.held_out)
@@ -58,7 +53,6 @@ def train(library: Library, store: str) -> AdapterStatus:
             trained,
             planned.replaces,
         )
-    trainings.end(identity)
     return status(library, store)
 
 
@@ -106,60 +100,41 @@ def test_a_file_that_is_added_is_learnt_later(library: Library) -> None:
     assert train(library, store).not_learnt == 0
 
 
-@in_a_folder
-def test_a_store_is_trained_by_its_owner_once_at_a_time(
-    open_library: Callable[[], Library],
-) -> None:
-    library, other = open_library(), open_library()
+def test_a_store_is_trained_by_its_owner(library: Library) -> None:
     ann, bob = Principal("ann", frozenset()), Principal("bob", frozenset())
     store = library.create_store("notes", principal=ann).id
     shared = Principal("bob", frozenset({store}))
 
     for refused, error in ((bob, MissingError), (shared, ReadOnlyError)):
         with pytest.raises(error):
-            library.trainings.begin(store, refused)
+            library.trainings.check_free(store, refused)
         with pytest.raises(error):
             library.trainings.call(store, refused, AdapterTraining.status)
     with pytest.raises(MissingError):
         library.trainings.read(store, bob, AdapterTraining.status)
     assert str(library.trainings.read(store, shared, AdapterTraining.status)) == "none"
-    assert library.trainings.begin("notes", ann) == store
-    assert library.trainings.begin(store, ann) == store
-    with pytest.raises(CorpusError, match="is being trained by another process"):
-        other.trainings.begin(store, ann)
-    library.trainings.end(store)
-    library.trainings.end(store)
-    assert other.trainings.begin(store, ann) == store
-    other.close()
-    assert library.trainings.begin(store, ann) == store
+    assert library.trainings.check_free("notes", ann) == store
 
 
-def test_a_training_beside_a_database_may_end_in_another_process(
-    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+def test_a_store_is_not_trained_beside_a_command(
+    open_library: Callable[[], Library], corpora: Location
 ) -> None:
-    one, other = (
-        Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path) for _ in range(2)
-    )
+    """Any process of a server may be asked, again and again."""
+    one, other = open_library(), open_library()
     store = one.create_store("notes").id
+    processes = (one, other, one)
 
-    assert one.trainings.begin(store, OPERATOR) == store
-    other.trainings.end(store)
-    assert other.trainings.begin(store, OPERATOR) == store
-
-    with (
-        closing(Corpus.open(postgres, "notes")) as corpus,
-        corpus.training.lock(),
-        pytest.raises(CorpusError, match="is being trained by another process"),
-    ):
-        one.trainings.begin(store, OPERATOR)
-    one.close()
-    other.close()
+    assert {each.trainings.check_free(store, OPERATOR) for each in processes} == {store}
+    with closing(Corpus.open(corpora, "notes")) as corpus, corpus.training.lock():
+        for each in processes:
+            with pytest.raises(CorpusError, match="is being trained by another process"):
+                each.trainings.check_free(store, OPERATOR)
+    assert {each.trainings.check_free(store, OPERATOR) for each in processes} == {store}
 
 
 def test_a_store_can_be_deleted_while_it_is_trained(library: Library) -> None:
     store = library.create_store("notes").id
     attach_and_wait(library, store, "cats.md", CATS)
-    library.trainings.begin(store, OPERATOR)
     plan = library.trainings.call(store, OPERATOR, AdapterTraining.plan, SHAPE)
 
     library.delete_store(store)
@@ -167,4 +142,3 @@ def test_a_store_can_be_deleted_while_it_is_trained(library: Library) -> None:
     trained = TrainedPart(weights(1), plan.parts[0].ids, plan.snapshot)
     with pytest.raises(MissingError):
         library.trainings.call(store, OPERATOR, AdapterTraining.save_part, SETTINGS, trained)
-    library.trainings.end(store)

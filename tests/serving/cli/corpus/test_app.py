@@ -19,7 +19,7 @@ from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from selection.errors import CorpusError
 from selection.ingest.ingest import tokenizer_digest
-from selection.location import DatabaseLocation
+from selection.location import DatabaseLocation, Location
 from serving.cli import main as main_module
 from serving.cli.main import main
 from serving.corpus_training.operation import Status, TrainingOperation
@@ -192,16 +192,21 @@ def test_corpora_in_a_database_are_listed_shown_and_removed(
 
 
 @pytest.mark.parametrize("age", [0.0, 100.0])
+@pytest.mark.parametrize("place", ["folder", "database"])
 def test_a_corpus_that_a_server_trains_is_left_to_it(
-    postgres: DatabaseLocation, words: Embedder, tmp_path: Path, age: float
+    request: pytest.FixtureRequest, words: Embedder, tmp_path: Path, place: str, age: float
 ) -> None:
-    with closing(Corpus.create(postgres, "notes", words, "tokenizer")) as corpus:
+    where = {"MAYFLY_HOME": str(tmp_path)}
+    corpora: Location = tmp_path / "corpora"
+    if place == "database":
+        corpora = request.getfixturevalue("postgres")
+        where["MAYFLY_CORPORA"] = str(request.getfixturevalue("postgres").url)
+    with closing(Corpus.create(corpora, "notes", words, "tokenizer")) as corpus:
         corpus.training.record(
             TrainingOperation(
                 "notes", time.time(), time.time() - age, TrainingOptions(), Status.IN_PROGRESS
             ).as_dict()
         )
-    where = {"MAYFLY_CORPORA": postgres.url, "MAYFLY_HOME": str(tmp_path)}
 
     ended = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
 
