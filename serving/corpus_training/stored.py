@@ -131,7 +131,7 @@ class Recipe:
     shape: AdapterShape
     learning_rate: float
     rates: tuple[float, float]
-    scaling: float = 1.0
+    scaling: float
 
     @classmethod
     async def of(cls, shape: AdapterShape, trainer: TellsRecipe) -> Recipe:

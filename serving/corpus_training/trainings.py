@@ -161,7 +161,7 @@ class CorpusTrainings:
         # Only its owner may cancel it.
         await calls_to(self._library, store, principal)(AdapterTraining.recorded)
         await self._drop(operation.store)
-        self._scan.note_training(operation.store, await self.status(store, principal))
+        await self._note_state(operation.store)
         # Another process that is training it finds this when it next calls the corpus.
         return await self._records.write(replace(operation, status=Status.CANCELLED), principal)
 
@@ -188,6 +188,13 @@ class CorpusTrainings:
         await call(AdapterTraining.remove)
         await call(AdapterTraining.record, None)
         return identity
+
+    async def _note_state(self, store: str) -> None:
+        """Note what an ended training has left, so that it is not begun again for the same."""
+        try:
+            self._scan.note_training(store, await self.status(store, OPERATOR))
+        except Exception as problem:
+            log_failure(log, f"cannot read the adapter of vector store {store}", problem)
 
     def _add(self, operation: TrainingOperation) -> None:
         self._pending[operation.store] = operation
@@ -268,8 +275,7 @@ class CorpusTrainings:
         if (operation := self._take(store, created)) is None:
             return
         if error is not None:
-            with contextlib.suppress(*USER_ERRORS):
-                self._scan.note_training(store, await self.status(store, OPERATOR))
+            await self._note_state(store)
         with contextlib.suppress(MissingError):
             await self._records.renew(replace(operation, status=status, error=error))
 
@@ -325,6 +331,7 @@ class CorpusTrainings:
             now = self._pending.get(store)
             if now is not None and now.created == operation.created:
                 await self._drop(store)
+                await self._note_state(store)
 
     async def _look(self) -> None:
         """Take over abandoned operations, and train corpora that have changed."""

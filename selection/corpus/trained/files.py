@@ -4,7 +4,8 @@ replaced atomically and never read damaged.
 They lie in the folder `trained` of the corpus. `adapter.json` names the parts and the SHA-256 of
 their files; `checkpoint.json` those of the checkpoint. Each contains a checksum of itself, and is
 replaced by rename once the files that it names are on disk; files that it no longer names are
-deleted afterwards. Only one process may save at a time: `lock`.
+deleted afterwards. Only one process may save at a time: a command holds the `lock`, and a server
+records that it trains.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ class AdapterTraining:
             Snapshot(info.generation, state.info.tokenizer, state.info.template),
             moments,
             info.steps,
+            info.scaling,
         )
 
     def save_part(
@@ -141,7 +142,7 @@ class AdapterTraining:
     ) -> PartInfo:
         """Add a part, durably. Other parts stay if they are usable and were trained for the same.
 
-        Hold the `lock`.
+        Only for the one that trains the corpus.
 
         Args:
             settings: what it was trained for, and how.
@@ -191,7 +192,8 @@ class AdapterTraining:
         return info
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint of the training under way, durably. Hold the `lock`.
+        """Replace the checkpoint of the training under way, durably. Only for the one that trains
+        the corpus.
 
         Raises:
             CorpusError: it cannot be written; the old one stays.
@@ -236,13 +238,13 @@ class AdapterTraining:
 
     def drop_invalid(self) -> None:
         """Delete the parts that must be trained anew; they may have learnt what was deleted since.
-        Hold the `lock`.
+        Only for the one that trains the corpus.
 
         Raises:
             CorpusError: the others cannot be recorded; the adapter stays as it was.
         """
         with self._store.reading():
-            state = self._validity.current()
+            state = self._validity.checked(WEIGHTS, MOMENTS)
         if state.info is None or not state.invalid:
             return
         if not state.usable:
@@ -252,7 +254,8 @@ class AdapterTraining:
             self._files.save(replace(state.info, parts=tuple(state.usable)))
 
     def remove(self) -> None:
-        """Delete the adapter and the checkpoint, if there are any. Hold the `lock`."""
+        """Delete the adapter and the checkpoint, if there are any. Only for the one that trains
+        the corpus."""
         self._files.remove()
 
     @contextmanager

@@ -148,7 +148,7 @@ def _check_servers(corpus: Corpus) -> None:
     if recorded is not None and TrainingOperation.from_dict(recorded).is_under_way:
         raise CorpusError(
             f"corpus {corpus.name!r} is being trained by a server: wait until it has ended, or "
-            "cancel it there"
+            "cancel it there (that a server was killed is known after 20 seconds)"
         )
 
 

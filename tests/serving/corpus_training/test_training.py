@@ -103,11 +103,20 @@ async def test_an_adapter_learns_the_corpus(
     assert (again.end, again.steps) == (End.UNCHANGED, 0)
 
 
+class Scaling:
+    """A trainer whose adapters of corpora count 0.7 times."""
+
+    def __init__(self, trainer: TrainerWorker) -> None:
+        self.learning_rate, self.corpus_rates = trainer.learning_rate, trainer.corpus_rates
+
+    async def corpus_scaling(self) -> float:
+        return 0.7
+
+
 async def test_requests_will_use_the_adapter_scaled_as_its_trainer_says(
     corpus: Corpus, trainer: TrainerWorker, shape: AdapterShape
 ) -> None:
-    recipe = replace(await Recipe.of(shape, trainer), scaling=0.7)
-    side = StoredCorpus(calls_here(corpus.training), recipe)
+    side = StoredCorpus(calls_here(corpus.training), await Recipe.of(shape, Scaling(trainer)))
 
     await CorpusTraining(trainer, side, _ONE_PASS).run()
 
