@@ -27,7 +27,7 @@ from serving.corpus_training.trainings import CorpusTrainings
 from serving.workers.stages import TrainerWorker
 
 DOCUMENTS = 12
-SEQUENCES = 6  # of a document
+SEQUENCES = 4  # of a document
 _SHIPS = ("sloop", "ketch", "yawl", "cutter", "schooner", "brig", "barque", "lugger")
 
 
