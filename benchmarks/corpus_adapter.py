@@ -54,7 +54,7 @@ from benchmarks.corpus_adapters.former import FormerRun
 from benchmarks.corpus_adapters.increment import measure_increment
 from benchmarks.corpus_adapters.instant import instant_size, measure_instant
 from benchmarks.corpus_adapters.kills import measure_kills
-from benchmarks.corpus_adapters.learning import open_selector, start_rate
+from benchmarks.corpus_adapters.learning import start_rate
 from benchmarks.corpus_adapters.quality import open_runner
 from benchmarks.corpus_adapters.result import merged, part_name, show, summary
 from benchmarks.corpus_adapters.study import Study, passage_key
@@ -124,15 +124,15 @@ def _quality(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any] | 
     folder = CACHE / f"corpus-adapter-{sha256(key.encode()).hexdigest()[:12]}"
     limit, trainings = TimeLimit(options.seconds), TRAININGS[size.trainings]
 
-    def make(kind: str, home: Path) -> HeldOut:
-        selector = open_selector(home, model)
-        try:
-            return hold_out(kind, size, model, selector)
-        finally:
-            selector.corpora.close()
-
     starts = {training.start for training in trainings} - {"fresh"}
-    study = Study(model, folder, starts, make, options.workers, options=_TRAINING_OPTIONS)
+    study = Study(
+        model,
+        folder,
+        starts,
+        partial(hold_out, model, size),
+        options.workers,
+        options=_TRAINING_OPTIONS,
+    )
     learning = limit if options.prepare else TimeLimit(_TRAINING_SHARE * limit.left)
     held_out = study.prepare(size.kinds, learning)
     if options.prepare:

@@ -21,8 +21,8 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.corpus_adapters.corpora import HeldOut, Size, hold_out
-from benchmarks.corpus_adapters.learning import open_selector, trained_shape, trainer_config
+from benchmarks.corpus_adapters.corpora import Size, hold_out
+from benchmarks.corpus_adapters.learning import trained_shape, trainer_config
 from benchmarks.corpus_adapters.result import merged as merged_parts
 from benchmarks.corpus_adapters.study import Study
 from benchmarks.harness.command_line import argument_parser, write_result
@@ -105,14 +105,8 @@ def measure(model: str, size: Size, workers: int) -> dict[str, Any]:
     key = repr((model, size, source_digest(*_HASHED)))
     folder = CACHE / f"corpus-scaling-{sha256(key.encode()).hexdigest()[:12]}"
 
-    def make(kind: str, home: Path) -> HeldOut:
-        selector = open_selector(home, model)
-        try:
-            return hold_out(kind, size, model, selector)
-        finally:
-            selector.corpora.close()
-
-    study, limit = Study(model, folder, ("corpus",), make, workers), TimeLimit(None)
+    make, limit = partial(hold_out, model, size), TimeLimit(None)
+    study = Study(model, folder, ("corpus",), make, workers)
     held_out = study.prepare(size.kinds, limit)
     scorer = partial(ScaledScorer, model, study.homes["corpus"], size.prefix)
     measured = study.measure(held_out, scorer, limit)

@@ -74,7 +74,6 @@ BASE, INSTANT = Arm(), Arm("corpus")
 COMBINED, FRESH = Arm("corpus", 10, compared=True), Arm(steps=20)
 _FURTHER = (2, 5, 10, 20)
 _SERVED = Training("corpus", _FURTHER)
-_SHORT = (Training("fresh", (5, 10, 20)), _SERVED)
 _LONG = (Training("fresh", (5, 10, 20, 50)), _SERVED)
 _HIGHER = 3.0
 _RATES = (*_LONG, Training("corpus", _FURTHER, _HIGHER))
@@ -82,7 +81,7 @@ _RATES = (*_LONG, Training("corpus", _FURTHER, _HIGHER))
 # higher rate, and also with parts.
 TRAININGS: Mapping[str, tuple[Training, ...]] = {
     "served": _LONG,
-    "short": _SHORT,
+    "short": (Training("fresh", (5, 10, 20)), _SERVED),
     "rates": _RATES,
     "all": (
         *_RATES,

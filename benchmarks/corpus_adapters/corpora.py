@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.corpus_adapters.learning import open_selector
 from benchmarks.harness.provenance import CACHE, ROOT
 from benchmarks.quality.domains import DOMAINS, Domain, fetch, read
 from benchmarks.quality.passages import Passage, PassageSet, make_set
 from benchmarks.quality.probe_curves import slice_of_each
-from selection import Selector
 from selection.ingest.ingest import Chunking, Document
 
 UNEARTH = ROOT / ".cache" / "tools" / "bin" / "unearth"
@@ -90,14 +90,14 @@ class HeldOut:
         return cls(fields["corpus"], fields["sequences"], tuple(passages), fields["facts"])
 
 
-def hold_out(kind: str, size: Size, model: str, selector: Selector) -> HeldOut:
+def hold_out(model: str, size: Size, kind: str, home: Path) -> HeldOut:
     """Make a corpus, unless a former run has, and hold out its passages.
 
     Args:
-        kind: a domain, MIXED or LARGE.
-        size: the amount of work.
         model: folder of the base model.
-        selector: its folder gets the corpus.
+        size: the amount of work.
+        kind: a domain, MIXED or LARGE.
+        home: gets the corpus.
 
     Raises:
         RuntimeError: a download failed, or LARGE has too few sequences.
@@ -107,18 +107,22 @@ def hold_out(kind: str, size: Size, model: str, selector: Selector) -> HeldOut:
     groups = {each.name: _documents(each) for each in DOMAINS if each.name in names}
     several = {MIXED: _MIXED_SIZE * size.corpus_bytes, LARGE: _LARGE_BYTES}
     max_bytes = several[kind] // len(names) if kind in several else size.corpus_bytes
-    made = make_set(
-        f"adapter-{re.sub(r'[^a-z]', '-', kind.lower())}",
-        groups,
-        math.ceil(size.passages / len(groups)),
-        model,
-        selector,
-        max_bytes=max_bytes,
-        prefix_tokens=size.prefix,
-        suffix_tokens=size.suffix,
-        near_left_out=True,
-        chunking=_LARGE_CHUNKING if kind == LARGE else None,
-    )
+    selector = open_selector(home, model)
+    try:
+        made = make_set(
+            f"adapter-{re.sub(r'[^a-z]', '-', kind.lower())}",
+            groups,
+            math.ceil(size.passages / len(groups)),
+            model,
+            selector,
+            max_bytes=max_bytes,
+            prefix_tokens=size.prefix,
+            suffix_tokens=size.suffix,
+            near_left_out=True,
+            chunking=_LARGE_CHUNKING if kind == LARGE else None,
+        )
+    finally:
+        selector.corpora.close()
     if kind == LARGE and made.sequences < LARGE_SEQUENCES:
         raise RuntimeError(f"{made.sequences} sequences, and not {LARGE_SEQUENCES}")
     return HeldOut(made.corpus, made.sequences, _first(made, size.passages))

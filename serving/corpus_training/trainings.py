@@ -193,6 +193,9 @@ class CorpusTrainings:
         """Note what an ended training has left, so that it is not begun again for the same."""
         try:
             self._scan.note_training(store, await self.status(store, OPERATOR))
+        except MissingError:
+            # The vector store was deleted.
+            return
         except Exception as problem:
             log_failure(log, f"cannot read the adapter of vector store {store}", problem)
 

@@ -458,7 +458,11 @@ async def test_a_problem_with_one_corpus_does_not_keep_others_from_training(
 
 
 async def test_a_deleted_vector_store_ends_its_training(
-    serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
+    serving: Serve,
+    trainer: TrainerWorker,
+    library: SerialExecutor[Library],
+    corpus: Corpus,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def has_ended() -> bool:
         return not trainings.is_running
@@ -473,6 +477,7 @@ async def test_a_deleted_vector_store_ends_its_training(
             await trainings.operation("ships", OPERATOR)
 
     assert not corpus.folder.exists()
+    assert not caplog.records
 
 
 async def test_an_adapter_is_removed(
