@@ -23,7 +23,6 @@ class SizeDefaults:
         corpus_rates: multiples of the learning rate that are tried on a corpus, the highest first.
         start_rate: multiple of the learning rate at which requests train on from the adapter of a
             corpus.
-        corpus_scaling: factor on what the adapter of a corpus adds to the base model.
     """
 
     rank: int
@@ -31,19 +30,22 @@ class SizeDefaults:
     learning_rate: float
     corpus_rates: tuple[float, float]
     start_rate: float
-    corpus_scaling: float
 
 
 # With the number of parameters from which each no longer applies.
 _BY_SIZE = (
     # Chosen on the bundled model (benchmarks/README.md).
-    (50e6, SizeDefaults(16, 16.0, 6e-4, (1.0, 0.5), start_rate=1 / 3, corpus_scaling=1.0)),
+    (50e6, SizeDefaults(16, 16.0, 6e-4, (1.0, 0.5), start_rate=1 / 3)),
     # Compared on SmolLM2-135M with the settings above and below
-    # (benchmarks/results/real-model-settings.json, corpus-scaling.json).
-    (1e9, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), start_rate=1 / 10, corpus_scaling=0.7)),
+    # (benchmarks/results/real-model-settings.json).
+    (1e9, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), start_rate=1 / 10)),
     # The paper's, for 3.8 B parameters (section D); what is of a corpus is not measured.
-    (math.inf, SizeDefaults(64, 1.0, 5e-4, (0.5, 0.25), start_rate=1 / 10, corpus_scaling=0.7)),
+    (math.inf, SizeDefaults(64, 1.0, 5e-4, (0.5, 0.25), start_rate=1 / 10)),
 )
+
+# Factor on what the adapter of a corpus adds to the base model: the best of seven on the bundled
+# model and on SmolLM2-135M (benchmarks/results/corpus-scaling.json).
+CORPUS_SCALING = 0.7
 
 # The largest header of a safetensors file that its library reads, in bytes.
 _MAX_HEADER = 100_000_000

@@ -54,7 +54,6 @@ class Trainer:
         learning_rate: Adam learning rate of requests without their own.
         corpus_rates: Multiples of it that are tried on a corpus, the highest first.
         start_rate: Multiple of it at which trainings go on from what has learnt a corpus.
-        corpus_scaling: Factor on what such an adapter adds to the base model.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Trainer:
         size = defaults_of(self.base.parameters)
         self.scale = size.scale if config.scale is None else config.scale
         self.corpus_rates, self.start_rate = size.corpus_rates, size.start_rate
-        self.corpus_scaling = size.corpus_scaling
         rate = config.learning_rate
         self.learning_rate = size.learning_rate if rate is None else rate
         self._loop = TrainingLoop(

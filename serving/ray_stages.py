@@ -232,11 +232,6 @@ class RemoteTrainer(_Remote):
         rates: tuple[float, float] = await self._result(self._handle.corpus_rates.remote())
         return rates
 
-    async def corpus_scaling(self) -> float:
-        """As `TrainerWorker.corpus_scaling`."""
-        scaling: float = await self._result(self._handle.corpus_scaling.remote())
-        return scaling
-
     async def ready(self) -> None:
         """As `TrainerWorker.ready`."""
         await self._result(self._handle.ready.remote())

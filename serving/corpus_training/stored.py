@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from adapters.model.row import Row
+from adapters.model_defaults import CORPUS_SCALING
 from adapters.training import TrainingState
 from selection.access import Principal
 from selection.config import AdapterShape
@@ -106,9 +107,6 @@ class TellsRecipe(Protocol):
     async def corpus_rates(self) -> tuple[float, float]:
         """As `adapters.trainer.Trainer.corpus_rates`."""
 
-    async def corpus_scaling(self) -> float:
-        """As `adapters.trainer.Trainer.corpus_scaling`."""
-
 
 class CorpusTrainer(TellsRecipe, Trains, Protocol):
     """A trainer that tells what it trains, or several of the same kind."""
@@ -125,23 +123,16 @@ class Recipe:
         shape: base model, rank and projections.
         learning_rate: Adam learning rate, of which a course takes a multiple.
         rates: the multiples that are tried, the highest first.
-        scaling: factor on what an adapter adds to the base model where requests use it.
     """
 
     shape: AdapterShape
     learning_rate: float
     rates: tuple[float, float]
-    scaling: float
 
     @classmethod
     async def of(cls, shape: AdapterShape, trainer: TellsRecipe) -> Recipe:
         """The recipe of a trainer."""
-        return cls(
-            shape,
-            await trainer.learning_rate(),
-            await trainer.corpus_rates(),
-            await trainer.corpus_scaling(),
-        )
+        return cls(shape, await trainer.learning_rate(), await trainer.corpus_rates())
 
     def as_dict(self) -> dict[str, Any]:
         """What interrupted trainings must have in common with it, for JSON."""
@@ -270,7 +261,7 @@ class StoredCorpus:
             checkpoint.plan.snapshot,
             state.moments,
             state.steps,
-            self._recipe.scaling,
+            CORPUS_SCALING,
         )
         # An interrupted run may have saved this part already.
         info = (await self._call(AdapterTraining.status)).info

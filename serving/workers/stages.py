@@ -274,10 +274,6 @@ class TrainerWorker:
         """As `Trainer.corpus_rates`."""
         return self._trainer.corpus_rates
 
-    async def corpus_scaling(self) -> float:
-        """As `Trainer.corpus_scaling`."""
-        return self._trainer.corpus_scaling
-
     def _handle_end(self, training: Future[TrainingResult], *, counts: bool) -> None:
         if counts and not training.cancelled() and training.exception() is not None:
             self._failures += 1

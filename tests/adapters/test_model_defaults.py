@@ -33,10 +33,10 @@ def test_a_large_model_without_its_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
-        (49e6, SizeDefaults(16, 16.0, 6e-4, (1.0, 0.5), 1 / 3, 1.0)),
-        (50e6, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), 1 / 10, 0.7)),
-        (999e6, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), 1 / 10, 0.7)),
-        (1e9, SizeDefaults(64, 1.0, 5e-4, (0.5, 0.25), 1 / 10, 0.7)),
+        (49e6, SizeDefaults(16, 16.0, 6e-4, (1.0, 0.5), 1 / 3)),
+        (50e6, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), 1 / 10)),
+        (999e6, SizeDefaults(16, 4.0, 6e-4, (0.5, 0.25), 1 / 10)),
+        (1e9, SizeDefaults(64, 1.0, 5e-4, (0.5, 0.25), 1 / 10)),
     ],
 )
 def test_settings_follow_the_size(parameters: float, expected: SizeDefaults) -> None:

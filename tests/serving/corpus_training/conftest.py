@@ -96,7 +96,6 @@ class PausableTrainer:
         self.number, self.held = number, 0
         self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
         self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
-        self.corpus_scaling = trainer.corpus_scaling
         self.give_way_calls: list[float] = []
         self.running, self.waiting = asyncio.Event(), asyncio.Event()
         self._trainer, self._free = trainer, free

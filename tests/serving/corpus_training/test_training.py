@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapters.model_defaults import CORPUS_SCALING
 from adapters.training import TrainingRequest, TrainingResult, TrainingStop
 from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
@@ -103,26 +104,12 @@ async def test_an_adapter_learns_the_corpus(
     assert (again.end, again.steps) == (End.UNCHANGED, 0)
 
 
-class Scaling:
-    """A trainer whose adapters of corpora count 0.7 times."""
-
-    def __init__(self, trainer: TrainerWorker) -> None:
-        self.learning_rate, self.corpus_rates = trainer.learning_rate, trainer.corpus_rates
-
-    async def corpus_scaling(self) -> float:
-        return 0.7
-
-
-async def test_requests_will_use_the_adapter_scaled_as_its_trainer_says(
-    corpus: Corpus, trainer: TrainerWorker, shape: AdapterShape
-) -> None:
-    side = StoredCorpus(calls_here(corpus.training), await Recipe.of(shape, Scaling(trainer)))
-
-    await CorpusTraining(trainer, side, _ONE_PASS).run()
+async def test_requests_will_use_the_adapter_scaled(corpus: Corpus, train: Train) -> None:
+    await train(corpus)
 
     info = corpus.training.status().info
     assert info is not None
-    assert [part.scaling for part in info.parts] == [0.7]
+    assert [part.scaling for part in info.parts] == [CORPUS_SCALING]
 
 
 async def test_after_a_kill_the_same_adapter_is_trained(corpus: Corpus, train: Train) -> None:

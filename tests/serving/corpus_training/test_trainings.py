@@ -383,7 +383,6 @@ class Restarting:
     def __init__(self, trainer: TrainerWorker, between: int, problem: Exception) -> None:
         self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
         self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
-        self.corpus_scaling = trainer.corpus_scaling
         self.failures = 0
         self._trainer, self._problem = trainer, problem
         self._between = self._left = between
