@@ -22,10 +22,14 @@ Trainings: TypeAlias = tuple[Training, ...]
 # What the server does by itself, beside the arms.
 AUTO = "auto"
 SHOWN_ALONE = replace(BASE, shown=True)
+NEAREST_SHOWN = replace(SHOWN_ALONE, strategy="nn")
+# All ways together, with steps for the request and without.
 TOGETHER = replace(COMBINED, shown=True)
+INSTANT_SHOWN = replace(INSTANT, shown=True)
 # Each way alone: text in the prompt, an adapter for the request, and one for the corpus.
-SINGLE = (SHOWN_ALONE, FRESH, INSTANT)
-_NEAREST_SHOWN = replace(BASE, strategy="nn")
+SINGLE = (SHOWN_ALONE, NEAREST_SHOWN, FRESH, INSTANT)
+# Those that are also measured with the nearest sequences in the prompt.
+_NEAREST_TOO = replace(BASE, strategy="nn"), replace(INSTANT, strategy="nn")
 _FRESH_STEPS = {"full": (5, 10, 20), "short": (5, 10, 20)}
 
 
@@ -46,13 +50,11 @@ TRAININGS: Mapping[str, Trainings] = {
 }
 # Those that compare strategies alone, on a corpus without one.
 COMPARED_TRAININGS = {name: _fresh(steps) for name, steps in _FRESH_STEPS.items()}
-COMPARED_SHOWN_TOO = (BASE, _NEAREST_SHOWN)
+COMPARED_SHOWN_TOO = (BASE, _NEAREST_TOO[0])
 # Arms whose next line of code is generated.
 LINE_ARMS = (
     BASE.name,
-    *(arm.name for arm in SINGLE),
-    COMBINED.name,
-    TOGETHER.name,
+    *(arm.name for arm in (*SINGLE, INSTANT_SHOWN, COMBINED, TOGETHER)),
     AUTO,
 )
 
@@ -63,8 +65,8 @@ def arms(choice: str) -> tuple[Arm, ...]:
 
 
 def shown_too(choice: str) -> tuple[Arm, ...]:
-    """Those that are also measured with the chosen sequences in the prompt."""
-    return (*((BASE, INSTANT) if choice == "none" else SHOWN_TOO), _NEAREST_SHOWN)
+    """Those that are also measured with sequences in the prompt, chosen or nearest."""
+    return (*((BASE, INSTANT) if choice == "none" else SHOWN_TOO), *_NEAREST_TOO)
 
 
 def chooses(arm: Arm) -> bool:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpus_adapters.result import Parts
-from benchmarks.proof_of_gain.arms import arms
+from benchmarks.proof_of_gain.facts_summary import FactsRow, facts_summary
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.summary import (
-    FactsRow,
     Row,
-    auto_shares,
     by_arm,
     by_domain,
-    facts_summary,
     numbers,
     sift_minus_nn_by_copies,
     within_seconds,
@@ -42,17 +39,20 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
         "full",
     )
     facts = facts_summary([FactsRow(**row) for row in parts.get("facts", {}).get("rows", ())])
+    quick = [Row(**row) for row in parts.get(part_name("arms", "none"), {}).get("rows", ())]
+    quick_token = _first_token(parts, "none")
+    without_steps = numbers(quick, (), "none", quick_token) if quick else {}
     last_line = {
         **numbers(main, compared, choice, first_token),
+        "without_steps": without_steps,
         "facts_right": facts["facts_right"],
     }
     result: dict[str, Any] = {
         **last_line,
-        "without_steps": _without_steps(parts),
         **facts,
-        "by_arm": by_arm(main, first_token) if main else {},
+        **_in_detail(main, choice, first_token),
+        "without_steps": {**without_steps, **_in_detail(quick, "none", quick_token)},
         "within_seconds": within_seconds(main, choice, first_token),
-        "by_domain": by_domain(main, choice, first_token),
         "sift_minus_nn_by_copies": sift_minus_nn_by_copies([*main, *compared], choice),
         "parts": parts,
     }
@@ -65,15 +65,10 @@ def _first_token(parts: Parts, trainings: str) -> FirstToken | None:
     return None
 
 
-def _without_steps(parts: Parts) -> dict[str, Any]:
-    """What is known of the arms without a step, on more passages than all arms."""
-    if not (part := parts.get(part_name("arms", "none"))):
-        return {}
-    rows, first_token = [Row(**row) for row in part["rows"]], _first_token(parts, "none")
+def _in_detail(rows: Sequence[Row], choice: str, first_token: FirstToken | None) -> dict[str, Any]:
     return {
-        "by_arm": by_arm(rows, first_token),
-        "by_domain": by_domain(rows, "none", first_token),
-        "auto": auto_shares(rows, [arm.name for arm in arms("none")], first_token),
+        "by_arm": by_arm(rows, first_token) if rows else {},
+        "by_domain": by_domain(rows, choice, first_token),
     }
 
 
@@ -87,7 +82,14 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(name, f"{mean:.1f} ({low:.1f} to {high:.1f})", shown)
     console.print(table)
     table = Table("", "", box=None, pad_edge=False, show_header=False)
-    keys = ("next_line_exact_match", "together_ahead", "auto", "sift_minus_nn", "facts_right")
-    for key in keys:
+    for key in (
+        "next_line_exact_match",
+        "together_ahead",
+        "auto_ahead",
+        "auto",
+        "sift_minus_nn",
+        "without_steps",
+        "facts_right",
+    ):
         table.add_row(key.replace("_", " "), json.dumps(result[key]))
     console.print(table, highlight=False)

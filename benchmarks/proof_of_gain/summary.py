@@ -1,4 +1,4 @@
-"""What the arms score: gains with intervals, next lines, facts, `auto`, SIFT beside neighbours.
+"""What the arms score: gains with intervals, next lines, `auto`, SIFT beside neighbours.
 
 Intervals are of 90 %, over documents. A gain is how many points below the base model's 100 % the
 bits per byte of an arm are.
@@ -13,7 +13,15 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.corpus_adapters.arms import BASE, Arm
-from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, SINGLE, TOGETHER, arms, chooses, label
+from benchmarks.proof_of_gain.arms import (
+    AUTO,
+    INSTANT_SHOWN,
+    SINGLE,
+    TOGETHER,
+    arms,
+    chooses,
+    label,
+)
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.quality.bootstrap import interval
 
@@ -52,29 +60,6 @@ class Row:
         return float(100 * self.arms[arm]["bits"] / self.arms[BASE.name]["bits"])
 
 
-@dataclass(frozen=True)
-class FactsRow:
-    """What was answered to a question.
-
-    Attributes:
-        document: the document that has the answer.
-        question: the question.
-        answer: the right answer.
-        is_shown: whether the chosen text, where it is shown alone, has the answer.
-        arms: whether the answer is `right`, and its `line`, by name of the arm.
-    """
-
-    document: str
-    question: str
-    answer: str
-    is_shown: bool
-    arms: Mapping[str, Mapping[str, Any]]
-
-    def right(self, arm: str) -> float:
-        """100 if the answer of an arm is right, otherwise 0."""
-        return float(100 * self.arms[arm]["right"])
-
-
 def numbers(
     main: Sequence[Row],
     compared: Sequence[Row],
@@ -89,14 +74,21 @@ def numbers(
         choice: name of the trainings.
         first_token: costs of the engine; None if they were not measured.
     """
+    found = arms_of(main, choice)
     return {
-        "percent_of_base": by_strategy(main, arms(choice)) if main else None,
+        "percent_of_base": by_strategy(main, found) if main else None,
         "next_line_exact_match": _of_lines(main, 0),
         "next_line_similarity": _of_lines(main, 1),
-        "together_ahead": together_ahead(main),
-        "auto": auto_shares(main, [arm.name for arm in arms(choice)], first_token),
+        "together_ahead": ahead(main, found, _together(found)),
+        "auto_ahead": ahead(main, found, AUTO),
+        "auto": auto_shares(main, [arm.name for arm in found], first_token),
         "sift_minus_nn": sift_minus_nn([*main, *compared], choice),
     }
+
+
+def arms_of(rows: Sequence[Row], choice: str) -> list[Arm]:
+    """The arms of a choice of trainings that all passages have: a former run may lack some."""
+    return [arm for arm in arms(choice) if all(arm.name in row.arms for row in rows)]
 
 
 def by_strategy(rows: Sequence[Row], measured: Sequence[Arm]) -> dict[str, dict[str, Interval]]:
@@ -111,16 +103,20 @@ def by_strategy(rows: Sequence[Row], measured: Sequence[Arm]) -> dict[str, dict[
 
 
 def by_arm(rows: Sequence[Row], first_token: FirstToken | None) -> dict[str, dict[str, Any]]:
-    """Per cent of base, mean seconds, and mean seconds to the first token, by name of the arm."""
+    """Per cent of base, passages that end worse than with the base model, mean seconds, and mean
+    seconds to the first token, by name of the arm.
+    """
     return {
         name: {
             "percent_of_base": over(rows, lambda row: row.percent(name)),  # noqa: B023
+            "worse": sum(row.percent(name) > 100 for row in rows),
             "seconds": mean(row.arms[name]["seconds"] for row in rows),
             "first_token": None
             if first_token is None
             else _mean_first_token(rows, name, first_token),
         }
         for name in rows[0].arms
+        if all(name in row.arms for row in rows)
     }
 
 
@@ -138,7 +134,7 @@ def within_seconds(
         for strategy in ("sift", "nn"):
             names = [
                 arm.name
-                for arm in arms(choice)
+                for arm in arms_of(rows, choice)
                 if (arm.strategy == strategy or not chooses(arm))
                 and _mean_first_token(rows, arm.name, first_token) <= limit
             ]
@@ -152,8 +148,11 @@ def within_seconds(
 def by_domain(
     rows: Sequence[Row], choice: str, first_token: FirstToken | None
 ) -> dict[str, dict[str, Any]]:
-    """Per cent of base by domain and arm, whether all together are ahead, and shares of `auto`."""
-    names = [arm.name for arm in arms(choice)]
+    """Per cent of base by domain and arm, whether all together and `auto` are ahead, and shares of
+    `auto`.
+    """
+    found = arms_of(rows, choice)
+    names = [arm.name for arm in found]
     return {
         domain: {
             "passages": len(of_domain),
@@ -162,27 +161,40 @@ def by_domain(
                 name: over(of_domain, lambda row: row.percent(name))  # noqa: B023
                 for name in (*names, AUTO)
             },
-            "together_ahead": together_ahead(of_domain) if choice != "none" else None,
+            "together_ahead": ahead(of_domain, found, _together(found)),
+            "auto_ahead": ahead(of_domain, found, AUTO),
             "auto": auto_shares(of_domain, names, first_token),
         }
         for domain, of_domain in _grouped(rows, lambda row: row.domain).items()
     }
 
 
-def together_ahead(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many points more all together gain than the best single way, and which that is."""
+def ahead(rows: Sequence[Row], measured: Sequence[Arm], name: str) -> dict[str, Any]:
+    """How many points more an arm gains than the best single way, and which that is.
+
+    Args:
+        rows: the passages.
+        measured: the arms that all of them have.
+        name: name of the arm.
+    """
     if not rows:
-        return {"best_single": None, "points": None}
-    best = min((arm.name for arm in SINGLE), key=lambda name: _mean_percent(rows, name))
-    points = over(rows, lambda row: row.percent(best) - row.percent(TOGETHER.name))
-    return {"best_single": best, "points": points}
+        return {"arm": None, "best_single": None, "points": None}
+    single = [arm.name for arm in measured if arm in SINGLE]
+    best = min(single, key=lambda each: _mean_percent(rows, each))
+    points = over(rows, lambda row: row.percent(best) - row.percent(name))
+    return {"arm": name, "best_single": best, "points": points}
+
+
+def _together(measured: Sequence[Arm]) -> str:
+    return (TOGETHER if TOGETHER in measured else INSTANT_SHOWN).name
 
 
 def auto_shares(
     rows: Sequence[Row], names: Sequence[str], first_token: FirstToken | None
 ) -> dict[str, Any]:
     """The gain of `auto` and its seconds to the first token, as shares of those of the best arm,
-    and of the arm that is best for each passage, which nobody knows before.
+    and of the arm that is best for each passage, which nobody knows before; and how many points
+    more it gains than the best arm.
 
     Args:
         rows: the passages.
@@ -191,7 +203,7 @@ def auto_shares(
     """
     if not rows:
         return dict.fromkeys(
-            ("gain", "best_arm", "gain_share", "seconds_share", "gain_share_of_hindsight"), None
+            ("gain", "best_arm", "ahead", "gain_share", "seconds_share", "gain_share_of_hindsight")
         )
     best = min(names, key=lambda name: _mean_percent(rows, name))
     hindsight = [min(names, key=row.percent) for row in rows]
@@ -200,6 +212,7 @@ def auto_shares(
     shares = {
         "gain": gain,
         "best_arm": best,
+        "ahead": over(rows, lambda row: row.percent(best) - row.percent(AUTO)),
         "gain_share": gain / best_gain if best_gain > 0 else None,
         "gain_share_of_hindsight": gain / most_gain if most_gain > 0 else None,
         "seconds_share": None,
@@ -245,37 +258,17 @@ def sift_minus_nn_by_copies(rows: Sequence[Row], choice: str) -> dict[str, dict[
     return found
 
 
-def facts_summary(rows: Sequence[FactsRow]) -> dict[str, Any]:
-    """Per cent of right answers by arm, how many points these are above those of the chosen text
-    shown alone, and of how many questions that text has the answer; None without questions.
-    """
-    if not rows:
-        return dict.fromkeys(("facts_right", "facts_minus_shown", "facts_in_shown"))
-    documents, shown = [row.document for row in rows], SHOWN_ALONE.name
-    return {
-        "facts_right": {
-            arm: interval([row.right(arm) for row in rows], documents) for arm in rows[0].arms
-        },
-        "facts_minus_shown": {
-            arm: interval([row.right(arm) - row.right(shown) for row in rows], documents)
-            for arm in rows[0].arms
-            if arm != shown
-        },
-        "facts_in_shown": interval([100.0 * row.is_shown for row in rows], documents),
-    }
-
-
 def over(rows: Sequence[Row], value: Callable[[Row], float]) -> Interval:
     """Mean and 90 % interval of a value; passages of one document are drawn together."""
     return interval([value(row) for row in rows], [row.document for row in rows])
 
 
 def _differences(rows: Sequence[Row], choice: str) -> dict[str, Interval]:
-    """SIFT minus nearest neighbours of the arms that all rows have with both."""
+    """SIFT minus nearest neighbours of the arms that were measured with both."""
     by_strategy = {
         strategy: {
             label(arm): arm.name
-            for arm in arms(choice)
+            for arm in arms_of(rows, choice)
             if arm.strategy == strategy and chooses(arm)
         }
         for strategy in ("sift", "nn")
@@ -288,7 +281,6 @@ def _differences(rows: Sequence[Row], choice: str) -> dict[str, Interval]:
     return {
         name: over(rows, lambda row: row.percent(sift) - row.percent(nearest))  # noqa: B023
         for name, (sift, nearest) in pairs.items()
-        if all({sift, nearest} <= row.arms.keys() for row in rows)
     }
 
 

@@ -20,6 +20,7 @@ def row(
     *,
     seconds: Mapping[str, float] | None = None,
     exact: Mapping[str, bool] | None = None,
+    trainings: str = CHOICE,
     **fields: Any,
 ) -> dict[str, Any]:
     """A passage; arms that are not named score as the base model, and take a second.
@@ -29,6 +30,7 @@ def row(
         percents: per cent of base by name of the arm.
         seconds: seconds by name of the arm.
         exact: whether the next line is exact, by name of the arm; None for text without lines.
+        trainings: name of the choice of trainings.
         fields: fields that differ from those of a corpus as it is.
     """
     measured: dict[str, dict[str, Any]] = {
@@ -38,7 +40,7 @@ def row(
             "tokens": 100,
             "is_new": name not in ("base", "corpus"),
         }
-        for name in NAMES
+        for name in (*(arm.name for arm in arms(trainings)), AUTO)
     }
     for name in LINE_ARMS if exact is not None else ():
         measured[name]["line"] = [(exact or {}).get(name, False), 0.5]

@@ -9,8 +9,8 @@ from benchmarks.corpus_adapters.arms import FRESH, INSTANT
 from benchmarks.corpus_adapters.learning import trained_shape, trainer_config
 from benchmarks.proof_of_gain.arms import SHOWN_ALONE, TOGETHER
 from benchmarks.proof_of_gain.facts import ARMS, ORACLE, FactsRunner, hold_out
+from benchmarks.proof_of_gain.facts_summary import FactsRow
 from benchmarks.proof_of_gain.handbook import is_right, make_handbook
-from benchmarks.proof_of_gain.summary import FactsRow
 from tests.trained_corpora import train_corpus
 
 

@@ -16,7 +16,9 @@ from benchmarks.proof_of_gain.arms import (
     AUTO,
     COMPARED_SHOWN_TOO,
     COMPARED_TRAININGS,
+    INSTANT_SHOWN,
     LINE_ARMS,
+    NEAREST_SHOWN,
     SHOWN_ALONE,
     arms,
 )
@@ -89,5 +91,5 @@ def test_all_arms_auto_and_next_lines_are_measured(
     for name in {*without_steps} & {*found} - {AUTO}:
         assert without_steps[name]["bits"] == pytest.approx(found[name]["bits"], abs=1e-4), name
     assert {name for name, arm in without_steps.items() if "line" in arm} == {
-        AUTO, "base", INSTANT.name, SHOWN_ALONE.name
+        AUTO, "base", *(arm.name for arm in (SHOWN_ALONE, NEAREST_SHOWN, INSTANT, INSTANT_SHOWN))
     }  # fmt: skip

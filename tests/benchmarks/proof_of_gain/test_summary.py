@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT
-from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, TOGETHER
+from benchmarks.proof_of_gain.arms import (
+    AUTO,
+    INSTANT_SHOWN,
+    NEAREST_SHOWN,
+    SHOWN_ALONE,
+    TOGETHER,
+)
 from benchmarks.proof_of_gain.facts import ORACLE
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.result import result_of
@@ -177,9 +184,11 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
     ]
     assert any("proof-gains.svg" in line for line in lines[:rest])
     for text in (
-        "| all together | corpus if better + 10, shown | 80.0 (80.0 to 80.0) | 0.0 (0.0 to 0.0) |",
+        "| corpus if better + 10, shown | 80.0 (80.0 to 80.0) | 0 of 4 | 0.0 (0.0 to 0.0) |",
         "1. On 4 passages of 4 documents in 2 domains",
-        "10.0 (10.0 to 10.0) points ahead of that; the interval is above 0 in 2 (domain 0, domain",
+        "2. All together (`corpus if better + 10, shown`) reach 80.0 (80.0 to 80.0) %, 10.0 (10.0 "
+        "to 10.0) points ahead of that; compared with the best single way of each domain, no ",
+        "3. `auto` reaches 82.0 (82.0 to 82.0) %, 8.0 (8.0 to 8.0) points ahead of that;",
         "`auto` has 90% of the gain of the best arm",
         "**does not hold**",
         "SIFT minus nearest neighbours is -1.0 (-1.0 to -1.0) points where the corpus is as it is;",
@@ -192,22 +201,62 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
         assert any(text in line for line in lines[rest:]), text
 
 
-def test_what_takes_no_step_is_reported_on_its_own_passages() -> None:
+def _written(result: dict[str, Any]) -> list[str]:
+    read = json.loads(json.dumps({**result, "model": "smollm2"}))
+    return proof({"proof": read}, sketches("proof"))
+
+
+def test_the_part_with_most_passages_is_the_first_page() -> None:
     main = [row(number, _PERCENTS) for number in range(2)]
-    quick = [row(number, {"corpus, shown": 90.0 - number}) for number in range(4)]
-    made = parts(main)
-    result, numbers = result_of({**made, "arms without steps": {**made["arms"], "rows": quick}})
-    alone, _ = result_of({"arms without steps": {**made["arms"], "rows": quick}})
+    together = {INSTANT_SHOWN.name: 90.0, NEAREST_SHOWN.name: 97.0, AUTO: 101.0}
+    quick = [row(number, together, trainings="none") for number in range(4)]
+    without = {**parts(quick)["arms"], "size": {"trainings": "none"}}
 
-    lines = proof({"proof": json.loads(json.dumps({**result, "model": "smollm2"}))}, sketches("x"))
-    lines_alone = proof({"proof": json.loads(json.dumps(alone))}, sketches("x"))
+    both, numbers = result_of({**parts(main), "arms without steps": without})
+    alone, numbers_alone = result_of({"arms without steps": without})
 
-    assert numbers == result_of(made)[1]
-    for text in (
-        "on 4 passages of 4 documents",
-        "| domain 0 | 2 | 2 | 100.0 (100.0 to 100.0) |",
-        "| **all** | 4 | 4 | 100.0 (100.0 to 100.0) |",
-    ):
-        assert any(text in line for line in lines), text
-        assert any(text in line for line in lines_alone), text
-    assert any("| 88.5 (" in line for line in lines if line.startswith("| **all**"))
+    for found in (numbers, numbers_alone):
+        assert found["without_steps"]["percent_of_base"]["sift"][AUTO] == pytest.approx((101,) * 3)
+    assert numbers["auto"] == result_of(parts(main))[1]["auto"]
+    for lines in _written(both), _written(alone):
+        first = lines[: lines.index("### By domain")]
+        for text in (
+            "1. On 4 passages of 4 documents in 2 domains",
+            "the best single way is the nearest text in the prompt, with 97.0 (97.0 to 97.0) %",
+            "2. All together (`corpus, shown`) reach 90.0 (90.0 to 90.0) %, 7.0 (7.0 to 7.0)",
+            "3. `auto` reaches 101.0 (101.0 to 101.0) %, -4.0 (-4.0 to -4.0)",
+            "| what `auto` does | auto | 101.0 (101.0 to 101.0) | 4 of 4 |",
+            "5. With the text in the prompt alone, SIFT minus nearest neighbours is 3.0 (3.0 to 3",
+        ):
+            assert any(text in line for line in first), text
+    assert "### With steps" in _written(both)
+    assert "### With steps" not in _written(alone)
+
+
+def test_domains_of_few_documents_are_not_named_in_the_sentences() -> None:
+    ahead, behind = {AUTO: 80.0}, {AUTO: 99.0, SHOWN_ALONE.name: 90.0}
+    rows = [
+        *(row(number, ahead, domain="large") for number in range(5)),
+        *(row(number, behind, domain="larger") for number in range(5, 11)),
+        *(row(number, behind, domain="small") for number in range(11, 15)),
+    ]
+
+    lines = _written(result_of(parts(rows))[0])
+
+    assert any(
+        "the interval is above 0 in 1 (large) and below 0 in 1 (larger) of 2." in line
+        for line in lines
+        if line.startswith("3.")
+    )
+
+
+def test_an_arm_that_a_former_run_lacks_is_left_out() -> None:
+    rows = [row(number, _PERCENTS) for number in range(3)]
+    del rows[1]["arms"]["corpus, NN shown"]
+
+    _, numbers = result_of(parts(rows))
+
+    assert "corpus, shown" in numbers["percent_of_base"]["sift"]
+    assert "corpus, shown" not in numbers["percent_of_base"]["nn"]
+    assert "base, shown" in numbers["sift_minus_nn"]["as it is"]["all-MiniLM-L6-v2"]
+    assert "corpus, shown" not in numbers["sift_minus_nn"]["as it is"]["all-MiniLM-L6-v2"]

@@ -1,0 +1,106 @@
+"""Proof: what was measured on some passages, by domain, and all its arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.report.formatting import (
+    Result,
+    interval_cell,
+    seconds_cell,
+    share_cell,
+    start_rate_note,
+    titled_table,
+)
+
+
+def domains(found: Mapping[str, Any], part: Result) -> list[str]:
+    """Tables of one part of the result.
+
+    Args:
+        found: what the part comes to.
+        part: the part.
+    """
+    return [*_ahead(found["by_domain"]), *_arms(found, part), *_seconds(found), *_lines(found)]
+
+
+def _ahead(by_domain: Mapping[str, Any]) -> list[str]:
+    return titled_table(
+        "By domain",
+        "How many points all together and `auto` are ahead of the best single way in each domain, "
+        "which is chosen on the passages that it is reported on; and which shares of the best "
+        "arm's gain and seconds `auto` has there.",
+        [
+            "domain",
+            "passages",
+            "documents",
+            "best single way",
+            "all together ahead",
+            "`auto` ahead",
+            "best arm",
+            "`auto`: gain",
+            "`auto`: seconds",
+        ],
+        [
+            [
+                domain,
+                str(each["passages"]),
+                str(each["documents"]),
+                each["together_ahead"]["best_single"],
+                interval_cell(each["together_ahead"]["points"]),
+                interval_cell(each["auto_ahead"]["points"]),
+                each["auto"]["best_arm"],
+                share_cell(each["auto"]["gain_share"]),
+                share_cell(each["auto"]["seconds_share"]),
+            ]
+            for domain, each in by_domain.items()
+        ],
+    )
+
+
+def _arms(found: Mapping[str, Any], part: Result) -> list[str]:
+    by_domain, by_arm = found["by_domain"], found["by_arm"]
+    names = list(next(iter(by_domain.values()))["arms"]) if by_domain else []
+    return titled_table(
+        "All arms by domain",
+        "Bits per byte in per cent of the base model's, with 90 % intervals over documents. "
+        + start_rate_note(part)
+        + "`if better` starts afresh where the adapter does not lower the prompt's loss, as the "
+        "server does; `NN` takes the nearest sequences instead of SIFT's picks; `shown` has the "
+        "chosen text in the prompt.",
+        ["arm", *by_domain, "**all**"],
+        [
+            [
+                name,
+                *(interval_cell(each["arms"][name]) for each in by_domain.values()),
+                interval_cell(by_arm[name]["percent_of_base"]),
+            ]
+            for name in names
+        ],
+    )
+
+
+def _seconds(found: Mapping[str, Any]) -> list[str]:
+    return titled_table(
+        "Seconds",
+        "Means of choosing and training, and to the first token of the answer.",
+        ["arm", "choosing and training, s", "first token, s"],
+        [
+            [name, f"{each['seconds']:.3f}", seconds_cell(each["first_token"])]
+            for name, each in found["by_arm"].items()
+        ],
+    )
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    return titled_table(
+        "The next line of code",
+        "Greedy; per cent, with intervals. Similarity is 1 minus the Levenshtein distance over the "
+        "length of the longer line.",
+        ["arm", "exact", "similarity"],
+        [
+            [arm, interval_cell(exact), interval_cell(found["next_line_similarity"][arm])]
+            for arm, exact in found["next_line_exact_match"].items()
+        ],
+    )

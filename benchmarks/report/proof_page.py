@@ -1,0 +1,191 @@
+"""Proof: what was measured on some passages, on one page: a table, a plot and five sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.harness.thresholds import MAX_AUTO_SECONDS_SHARE, MIN_AUTO_GAIN_SHARE
+from benchmarks.report.formatting import (
+    Plots,
+    Result,
+    holds_or_not,
+    interval_cell,
+    seconds_cell,
+    share_cell,
+    table,
+)
+
+# Documents of a domain from which its interval is named in a sentence.
+MIN_DOCUMENTS = 5
+# What the table shows, in the words of a reader.
+_WORDS = {
+    "base": "the base model",
+    "base, NN shown": "the nearest text in the prompt",
+    "base, shown": "text that SIFT chooses in the prompt",
+    "SIFT 20": "an adapter for the request, 20 steps",
+    "corpus": "an adapter for the corpus, trained ahead",
+    "corpus, NN shown": "that of the corpus, and the nearest text in the prompt",
+    "corpus, shown": "that of the corpus, and text that SIFT chooses in the prompt",
+    "corpus if better + 10": "ten steps from that of the corpus, where it suits the prompt",
+    "corpus if better + 10, shown": "the same, and text that SIFT chooses in the prompt",
+    "auto": "what `auto` does",
+}
+# The arm by which SIFT and the nearest sequences are compared: the first that was measured.
+_COMPARED = {
+    "fresh + 20": "After 20 steps from scratch",
+    "base, shown": "With the text in the prompt alone",
+}
+
+
+def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot: str) -> list[str]:
+    """The page of one part of the result.
+
+    Args:
+        found: what the part comes to.
+        part: the part.
+        model: name of the base model.
+        plots: of the section.
+        plot: name of the plot.
+    """
+    arms, lines = found["by_arm"], found["next_line_exact_match"]
+    has_seconds = all(each["first_token"] is not None for each in arms.values())
+    return [
+        *table(
+            [
+                "",
+                "arm",
+                "bits per byte, % of base",
+                "worse than base",
+                "next line exact, %",
+                "s to the first token",
+            ],
+            [
+                [
+                    words,
+                    name,
+                    interval_cell(arms[name]["percent_of_base"]),
+                    "" if name == "base" else f"{arms[name]['worse']} of {len(part['rows'])}",
+                    interval_cell(lines[name]) if name in lines else "",
+                    seconds_cell(arms[name]["first_token"]),
+                ]
+                for name, words in _WORDS.items()
+                if name in arms
+            ],
+        ),
+        *([_gains(arms, plots, plot), ""] if has_seconds else []),
+        *_sentences(found, part, model),
+        "",
+    ]
+
+
+def _gains(arms: Mapping[str, Any], plots: Plots, plot: str) -> str:
+    def draw(axes: Any) -> None:
+        for name, found in arms.items():
+            mean, low, high = found["percent_of_base"]
+            axes.errorbar(
+                [found["first_token"]],
+                [100 - mean],
+                [[high - mean], [mean - low]],
+                marker="*" if name == "auto" else "o",
+                color=_colour(name),
+                elinewidth=0.5,
+            )
+            axes.annotate(
+                name,
+                (found["first_token"], 100 - mean),
+                xytext=(4, 2),
+                textcoords="offset points",
+                fontsize=6,
+            )
+        axes.set(xscale="log", xlabel="seconds to the first token", ylabel="gain, % of base")
+
+    return plots.draw(plot, "Gain against seconds to the first token, by arm", draw)
+
+
+def _sentences(found: Mapping[str, Any], part: Result, model: str) -> list[str]:
+    """Five sentences, each of its own numbers."""
+    arms, rows, auto = found["by_arm"], part["rows"], found["auto"]
+    best, together = found["together_ahead"]["best_single"], found["together_ahead"]["arm"]
+    ways = {"together_ahead": f"All together (`{together}`) reach", "auto_ahead": "`auto` reaches"}
+    return [
+        f"1. On {len(rows)} passages of {len({row['document'] for row in rows})} documents in "
+        f"{len(found['by_domain'])} domains of text that is younger than {model}, the best single "
+        f"way is {_WORDS[best]}, with {interval_cell(arms[best]['percent_of_base'])} % of the base "
+        "model's bits per byte.",
+        *(
+            f"{number}. {words} {interval_cell(arms[found[key]['arm']]['percent_of_base'])} %, "
+            f"{interval_cell(found[key]['points'])} points ahead of that; compared with the best "
+            f"single way of each domain, {_by_domain(found['by_domain'], key)}."
+            for number, (key, words) in enumerate(ways.items(), start=2)
+        ),
+        f"4. `auto` has {share_cell(auto['gain_share'])} of the gain of the best arm "
+        f"({auto['best_arm']}; {interval_cell(auto['ahead'])} points ahead of it) at "
+        f"{share_cell(auto['seconds_share'])} of its seconds to the first token; the goal, at "
+        f"least {MIN_AUTO_GAIN_SHARE:.0%} at no more than {MAX_AUTO_SECONDS_SHARE:.0%}, "
+        f"{holds_or_not(_auto_holds(auto))}; with the best arm of each passage, known afterwards, "
+        f"it would have had {_inverse(auto['gain_share_of_hindsight'])} times that gain.",
+        _sift_sentence(found["sift_minus_nn"]),
+    ]
+
+
+def _by_domain(domains: Mapping[str, Any], key: str) -> str:
+    """In which domains an arm is ahead of the best single way there, and in which behind."""
+    large = {
+        name: each[key]["points"]
+        for name, each in domains.items()
+        if each["documents"] >= MIN_DOCUMENTS
+    }
+    if not large:
+        return f"no domain has the {MIN_DOCUMENTS} documents for an interval"
+    ahead = [name for name, points in large.items() if points[1] > 0]
+    behind = [name for name, points in large.items() if points[2] < 0]
+    return (
+        f"the interval is above 0 in {_listed(ahead)} and below 0 in {_listed(behind)} of "
+        f"{len(large)}"
+    )
+
+
+def _sift_sentence(differences: Mapping[str, Any]) -> str:
+    first = {corpus: next(iter(by_kernel.values())) for corpus, by_kernel in differences.items()}
+    arm = next((arm for arm in _COMPARED if all(arm in each for each in first.values())), None)
+    if arm is None:
+        return "5. SIFT was not compared with nearest neighbours."
+    return (
+        f"5. {_COMPARED[arm]}, SIFT minus nearest neighbours is "
+        + "; ".join(
+            f"{interval_cell(found[arm])} points where the corpus is {_kind(corpus)}"
+            for corpus, found in first.items()
+        )
+        + " (below 0: SIFT is better)."
+    )
+
+
+def _colour(name: str) -> str:
+    if name == "auto":
+        return "#b9770e"
+    if name.startswith("corpus"):
+        return "#2471a3"
+    return "#222222" if "NN" in name else "#c0392b"
+
+
+def _kind(corpus: str) -> str:
+    return "of " + corpus if corpus.startswith("releases") else corpus
+
+
+def _inverse(value: float | None) -> str:
+    return f"{1 / value:.1f}" if value else "an unknown number of"
+
+
+def _auto_holds(auto: Mapping[str, Any]) -> bool:
+    gain, seconds = auto["gain_share"], auto["seconds_share"]
+    return (
+        gain is not None
+        and seconds is not None
+        and gain >= MIN_AUTO_GAIN_SHARE
+        and seconds <= MAX_AUTO_SECONDS_SHARE
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
