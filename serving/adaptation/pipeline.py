@@ -217,7 +217,10 @@ class Adaptation:
             selection = await self._choice.selection()
         earlier = self._turn.find(selection.corpus, start.name) if self._turn else None
         if start.adapter is not None and earlier is not None and earlier.fresh_reason is not None:
-            start = StartingPoint(reason=earlier.fresh_reason)
+            if request.start == "corpus":
+                earlier = None
+            else:
+                start = StartingPoint(reason=earlier.fresh_reason)
         try:
             training = await self._train(selection, start, earlier)
         except NoAdapterError as problem:

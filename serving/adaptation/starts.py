@@ -115,7 +115,9 @@ class Starts:
             adapter = await in_time(self._adapter(found.corpus, found.start), seconds)
         except CorpusError as problem:
             log.warning("the adapter of corpus %s could not be read: %s", found.corpus, problem)
-            return StartingPoint(reason="the corpus's adapter was gone before it could be read")
+            # Its own words may name what the client does not know.
+            reason = "the corpus's adapter could not be read: it is gone or damaged"
+            return StartingPoint(reason=reason)
         except OverdueError:
             reason = "the seconds were spent before the corpus's adapter was read"
             return StartingPoint(reason=reason)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from adapters.errors import first_line
 from adapters.model.row import Row
 from adapters.model_defaults import CORPUS_SCALING
 from adapters.training import TrainingState
@@ -175,12 +176,26 @@ class StoredCorpus:
         stored = await self._call(AdapterTraining.load_checkpoint)
         if stored is None:
             return None
-        progress, files = stored.progress, stored.files
-        if progress["recipe"] != self._recipe.as_dict():
+        try:
+            found = self._checkpoint(stored)
+        except (KeyError, TypeError, ValueError) as problem:
+            log.warning(
+                "the interrupted training of this corpus was of another version of Mayfly: it "
+                "begins again (%s)",
+                first_line(problem),
+            )
+            return None
+        if found is None:
             log.warning(
                 "the interrupted training of this corpus was for another model, rank, choice of "
                 "projections or learning rate: it begins again"
             )
+        return found
+
+    def _checkpoint(self, stored: StoredCheckpoint) -> Checkpoint | None:
+        """What was stored; None if it is not of this recipe."""
+        progress, files = stored.progress, stored.files
+        if progress["recipe"] != self._recipe.as_dict():
             return None
         return Checkpoint(
             TrainingPlan.from_bytes(files["plan"]),

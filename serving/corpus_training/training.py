@@ -172,11 +172,16 @@ class CorpusTraining:
         return at
 
     async def _end_early(self, at: Checkpoint) -> CorpusTrainingOutcome:
-        """Let requests use what was learnt until now; the checkpoint stays."""
+        """Let requests use what was learnt until now; the checkpoint stays.
+
+        Where an adapter is trained anew, the one before it stays until this has learnt as much.
+        """
         if at.position.phase is Phase.RATE and at.kept is not None:
             # That of the first trial, which has ended.
             at = replace(at, state=at.kept, position=replace(at.position, rate=at.rates[0]))
-        if at.state is not None:
+        replaces = at.fresh and at.number == 0
+        used = (await self._corpus.summary()).sequences if replaces else 0
+        if at.state is not None and len(at.all_learnt) >= used:
             await self._corpus.save(at)
         return await self._outcome(End.SECONDS)
 

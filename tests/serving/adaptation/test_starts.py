@@ -261,7 +261,7 @@ class TestSteps:
         report = (await run(STEPS, selector, trainer)).report
 
         assert (report.adapted, trainer.requests[0].learning_rate_factor) == (True, 1.0)
-        reason = "the corpus's adapter was gone before it could be read"
+        reason = "the corpus's adapter could not be read: it is gone or damaged"
         assert report.start == {"from": "fresh", "reason": reason}
 
     async def test_a_conversation_goes_on_from_its_own_adapter_while_the_start_is_the_same(
@@ -313,6 +313,29 @@ class TestComparison:
         assert report.start is not None
         assert report.start["from"] == "corpus"
         assert report.prompt_losses == forced.prompt_losses
+
+    async def test_a_turn_that_asks_for_it_does_not_continue_one_that_started_afresh(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        await self.learn(selector, trainer, list(reversed(self.PROMPT)))
+        turn = conversation()
+        first = turn("Who?")
+        made = await run(self.REQUEST, selector, trainer, turn=first)
+        store(first, made)
+        asks = replace(self.REQUEST, start="corpus", required=True)
+
+        continued, asked = [
+            (await run(request, selector, trainer, turn=turn("Who?", "I.", "And?"))).report
+            for request in (self.REQUEST, asks)
+        ]
+
+        assert continued.reused is not None
+        assert continued.start is not None
+        assert continued.start["from"] == "fresh"
+        assert asked.reused is None
+        assert asked.start is not None
+        assert asked.start["from"] == "corpus"
+        assert trainer.requests[-1].start == selector.weights
 
     async def test_steps_start_afresh_from_one_that_does_not(
         self, selector: Selector, trainer: Trainer
@@ -413,7 +436,7 @@ class TestInstant:
     ) -> None:
         reason = NO_ADAPTER
         if problem is not None:
-            selector.problem, reason = problem, "was gone before it could be read"
+            selector.problem, reason = problem, "it is gone or damaged"
         else:
             selector.found = None
 

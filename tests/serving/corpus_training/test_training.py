@@ -286,30 +286,33 @@ async def test_another_learning_rate_is_for_what_is_trained_anew(
         assert rate == pytest.approx((begun.rate or 0) * recipe.learning_rate)
 
 
+class Slow:
+    """A trainer whose time is over after some sequences."""
+
+    def __init__(self, trainer: TrainerWorker, sequences: int) -> None:
+        self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
+        self._trainer, self._left = trainer, sequences
+
+    async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
+        taken = min(self._left, len(request.sequences))
+        self._left -= taken
+        cut = {name: getattr(request, name)[:taken] for name in ("sequences", "scored")}
+        result = await self._trainer.train(replace(request, seconds=None, **cut), on_step)
+        if taken < len(request.sequences):
+            return replace(result, stop=TrainingStop.SECONDS)
+        return result
+
+
 # In the trial of the first learning rate, in that of the second, and in the pass.
 @pytest.mark.parametrize("sequences", [7, 2 * SEQUENCES + 4, 5 * SEQUENCES + 7])
 async def test_when_the_time_is_over_what_was_learnt_is_used(
     corpus: Corpus, train: Train, trainer: TrainerWorker, sequences: int
 ) -> None:
-    class Slow:
-        """A trainer whose time is over after some sequences."""
-
-        learning_rate, loss = trainer.learning_rate, trainer.loss
-        left = sequences
-
-        async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
-            taken = min(self.left, len(request.sequences))
-            self.left -= taken
-            cut = {name: getattr(request, name)[:taken] for name in ("sequences", "scored")}
-            result = await trainer.train(replace(request, seconds=None, **cut), on_step)
-            if taken < len(request.sequences):
-                return replace(result, stop=TrainingStop.SECONDS)
-            return result
-
     whole = copied(corpus, "whole")
     await train(whole)
 
-    stopped = await train(corpus, TrainingOptions(seconds=60, passes=1), by=Slow())
+    limited = TrainingOptions(seconds=60, passes=1)
+    stopped = await train(corpus, limited, by=Slow(trainer, sequences))
     usable = corpus.training.status().reason
     outcome = await train(corpus)
 
@@ -322,6 +325,44 @@ async def test_when_the_time_is_over_what_was_learnt_is_used(
     assert (outcome.end, outcome.adapter.parts) == (End.LEARNT, 1)
     assert weights(corpus) == weights(whole)
     whole.close()
+
+
+async def test_an_adapter_stays_until_one_that_is_trained_anew_has_learnt_as_much(
+    corpus: Corpus, train: Train, trainer: TrainerWorker
+) -> None:
+    def part() -> str:
+        info = corpus.training.status().info
+        assert info is not None
+        return info.parts[0].name
+
+    anew = TrainingOptions(seconds=60, passes=1, fresh=True)
+    whole = await train(corpus)
+    before = part()
+
+    stopped = await train(corpus, anew, by=Slow(trainer, 5 * SEQUENCES + 7))
+    during = part()
+    outcome = await train(corpus, anew)
+
+    assert (stopped.end, during) == (End.SECONDS, before)
+    assert stopped.adapter == whole.adapter
+    assert (outcome.end, outcome.adapter.sequences) == (End.LEARNT, DOCUMENTS * SEQUENCES)
+    assert outcome.steps < whole.steps
+    assert part() != before
+
+
+async def test_an_interrupted_training_of_another_version_begins_again(
+    corpus: Corpus, train: Train, trainer: TrainerWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    await train(corpus, TrainingOptions(seconds=60, passes=1), by=Slow(trainer, 7))
+    left = corpus.training.load_checkpoint()
+    assert left is not None
+    progress = {key: value for key, value in left.progress.items() if key != "position"}
+    corpus.training.save_checkpoint(replace(left, progress=progress))
+
+    outcome = await train(corpus)
+
+    assert outcome.end is End.LEARNT
+    assert "of another version of Mayfly: it begins again ('position')" in caplog.text
 
 
 async def test_a_rate_that_diverges_is_not_taken(
