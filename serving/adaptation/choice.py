@@ -13,7 +13,6 @@ from typing import Any
 
 from adapters.model.row import Row
 from selection.access import Principal
-from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
 from selection.corpus.trained.manifest import StartFound
 from selection.errors import CorpusNotFoundError
@@ -93,11 +92,15 @@ class Choice:
         return await asyncio.shield(self._task)
 
     async def _number_to_show(self, is_chat: bool) -> int:
-        """As many as the request, or a calibrated corpus, says, or as `auto` considers."""
+        """As many as the request, or a calibrated corpus, says, or as `auto` considers: beside an
+        adapter of the corpus in any case, since calibrations are of trainings from scratch.
+        """
         if self.request.show is None:
-            calibration = await self._calibration()
+            selection = await self._selection_if_any()
+            calibration = selection.calibration if selection else None
             show = calibration.show if calibration else 0
-            if calibration is None and self.is_open:
+            has_adapter = selection is not None and selection.start is not None
+            if self.is_open and (calibration is None or has_adapter):
                 self._considers_text, show = True, SHOWN_IN_CHAT if is_chat else SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
@@ -128,7 +131,7 @@ class Choice:
             self.request, self._considers_text, asked = replace(self.request, show=0), False, 0
         if self.is_open:
             text = prompts.tokens(shown) if self._considers_text else None
-            seen = [before, shown.prompts] if self._considers_text else [shown.prompts or before]
+            seen = [before, shown.prompts] if self._considers_text else [before]
             chats = [tokens for (tokens,) in seen] if is_chat else []
             probe = self.request.probe_tokens
             await self._decide(rows_to_compare(probe, chats, text, prompts.context), is_chat)
@@ -288,11 +291,11 @@ class Choice:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _calibration(self) -> Calibration | None:
+    async def _selection_if_any(self) -> Selection | None:
         if self.request.corpus is None:
             return None
         try:
-            return (await self.selection()).calibration
+            return await self.selection()
         # The same error is met again, and reported or raised, where the result is needed.
         except Exception:
             return None

@@ -253,19 +253,17 @@ class TestRequests:
             assert row.tokens[start:stop] == request.probe_tokens[1:]
             assert stop == len(row)
 
-    @pytest.mark.parametrize("show", [0, 1])
     async def test_where_text_is_no_question_the_models_are_compared_on_what_the_engine_sees(
-        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:
-        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
         trainer = Trainer(worker, (3.0, 2.8))
         words = probe_tokens(REQUEST.prompts, tokenizer)
-        request = replace(REQUEST, probe_tokens=words, show=None if show else 0)
+        request = replace(REQUEST, probe_tokens=words, show=0)
 
         body, _ = await answer(request, selector, trainer, tokenizer)
 
         ((row, _),) = trainer.comparisons
-        assert (body == QUESTION) is (show == 0)
+        assert body == QUESTION
         assert rendered(body, tokenizer)[: len(row)] == row.tokens
         assert row.tokens[-len(words) + 1 :] == words[1:]
 
@@ -340,7 +338,7 @@ class TestRequests:
         assert (selection.steps, selection.shows_calibrated) == (SHOWN, True)
         assert selector.lookups == []
         # With a strategy of its own, a request shows what the corpus is calibrated to alone.
-        shows = show != 0 if strategy is None else show == 1
+        shows = strategy is None or show == 1
         assert ("keeps itself warm" in str(body)) is shows
 
     async def test_the_comparison_is_a_stage_with_its_progress(
@@ -362,17 +360,31 @@ class TestRequests:
         assert seen == [(Stage.COMPARE, "adapting: comparing what could answer")] * 2
         assert (adaptation.stage, adaptation.progress) == (Stage.ANSWER, "adapting")
 
-    async def test_a_calibrated_corpus_shows_what_it_is_calibrated_to(
-        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    @pytest.mark.parametrize("show", [0, 1])
+    async def test_beside_an_adapter_of_a_calibrated_corpus_text_is_compared_all_the_same(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int
     ) -> None:
-        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=1)
-        trainer = Trainer(worker, (3.0, 2.8))
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
+        trainer = Trainer(worker, (3.0, 2.8, 2.7))
 
         body, result = await answer(REQUEST, selector, trainer, tokenizer)
 
         assert "keeps itself warm" in str(body)
-        assert len(trainer.comparisons) == 1
+        assert len(trainer.comparisons) == 2
         assert (result.report.adapter, result.report.stop) == (START.name, "auto")
+
+    async def test_a_calibrated_corpus_without_an_adapter_shows_what_it_is_calibrated_to(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=1)
+        selector.found = None
+        trainer = Trainer(worker)
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert "keeps itself warm" in str(body)
+        assert not trainer.comparisons
+        assert (result.report.calibrated, result.report.auto) == (True, None)
 
     async def test_a_calibrated_corpus_without_an_adapter_is_trained_on(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
