@@ -11,6 +11,7 @@ from benchmarks.report.formatting import (
     Result,
     holds_or_not,
     interval_cell,
+    median_cell,
     seconds_cell,
     share_cell,
     table,
@@ -73,8 +74,21 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
                 if name in arms
             ],
         ),
+        *_trained_ahead(part),
         *([_gains(arms, plots, plot), ""] if has_seconds else []),
         *_sentences(found, part, model),
+        "",
+    ]
+
+
+def _trained_ahead(part: Result) -> list[str]:
+    seconds = [each["corpus"]["seconds"] for each in part.get("learnt", {}).values()]
+    sizes = [each["bytes"] / 1e6 for each in part.get("corpora", {}).values()]
+    if not seconds or not sizes:
+        return []
+    return [
+        f"The adapters of {len(seconds)} corpora of {min(sizes):.2f} to {max(sizes):.2f} MB were "
+        f"trained ahead, in {median_cell(seconds, 0)} seconds each.",
         "",
     ]
 

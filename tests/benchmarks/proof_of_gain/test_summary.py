@@ -185,6 +185,7 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
     assert any("proof-gains.svg" in line for line in lines[:rest])
     for text in (
         "| corpus if better + 10, shown | 80.0 (80.0 to 80.0) | 0 of 4 | 0.0 (0.0 to 0.0) |",
+        "The adapters of 1 corpora of 1.20 to 1.20 MB were trained ahead, in 800 (800 to 800) s",
         "1. On 4 passages of 4 documents in 2 domains",
         "2. All together (`corpus if better + 10, shown`) reach 80.0 (80.0 to 80.0) %, 10.0 (10.0 "
         "to 10.0) points ahead of that; compared with the best single way of each domain, no ",
