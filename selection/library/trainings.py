@@ -8,10 +8,12 @@ records of a training (`AdapterTraining.record`) keeps commands from the corpus.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from contextlib import suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from selection.access import Principal
 from selection.corpus.trained.training import AdapterTraining
+from selection.errors import CorpusNotFoundError, LibraryError
 from selection.library.vector_stores import VectorStores
 
 P = ParamSpec("P")
@@ -29,6 +31,18 @@ class StoreTrainings:
 
     def __init__(self, stores: VectorStores) -> None:
         self._stores = stores
+
+    def recorded(self) -> dict[str, dict[str, Any] | None]:
+        """What is recorded of the training of each vector store that can be used here, by its id;
+        None where nothing is.
+        """
+        found = {}
+        for corpus in self._stores.all():
+            # One that was removed since it was listed, or has another embedder or tokenizer.
+            with suppress(CorpusNotFoundError, LibraryError):
+                self._stores.check(corpus)
+                found[str(corpus.meta()["id"])] = corpus.training.recorded()
+        return found
 
     def check_free(self, store: str, principal: Principal) -> str:
         """Check that no command trains a vector store that the principal owns; returns its id.

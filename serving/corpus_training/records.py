@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.trained.training import AdapterTraining
+from selection.library.library import Library
 from serving.adaptation.stages import LibraryExecutor
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.stored import AdapterCall, calls_to
@@ -46,6 +47,10 @@ class TrainingRecords:
         call = calls_to(self._library, store, principal, reads=True)
         stored = await call(AdapterTraining.recorded)
         return None if stored is None else TrainingOperation.from_dict(stored)
+
+    async def all(self) -> dict[str, dict[str, Any] | None]:
+        """What is recorded of each vector store, as `StoreTrainings.recorded`."""
+        return await self._library.call(_recorded)
 
     async def write(
         self, operation: TrainingOperation, principal: Principal = OPERATOR
@@ -91,6 +96,10 @@ class TrainingRecords:
             return await to_store(_if_held, expected, method, *args, **kwargs)
 
         return call
+
+
+def _recorded(library: Library) -> dict[str, dict[str, Any] | None]:
+    return library.trainings.recorded()
 
 
 def _if_held(

@@ -15,8 +15,6 @@ from selection.config import AdapterShape
 from selection.corpus.trained.manifest import AdapterStatus
 from selection.corpus.trained.training import AdapterTraining
 from selection.errors import MissingError
-from selection.library.library import Library
-from selection.library.records import PageRequest
 from serving.adaptation.stages import LibraryExecutor
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.records import TrainingRecords
@@ -25,9 +23,6 @@ from serving.corpus_training.values import TrainingOptions
 from serving.observability.logs import log_failure
 
 log = logging.getLogger(__name__)
-
-# Vector stores that are listed at once.
-_PAGE = 100
 
 
 class CorpusScan:
@@ -72,35 +67,29 @@ class CorpusScan:
             is_own: whether this process has an operation of a vector store.
         """
         operations: list[TrainingOperation] = []
-        after: str | None = None
-        is_last = sees_other_trainings = False
-        while not is_last:
-            request = PageRequest(_PAGE, after=after)
-            page = await self._library.call(Library.stores, request, principal=OPERATOR)
-            for store in (info.id for info in page.items if info.mismatch is None):
-                try:
-                    stored = await self._records.read(store, OPERATOR)
-                    if stored is None or not stored.is_pending:
-                        if not self._keeps_fresh or not await self._has_settled(store):
-                            continue
-                        operation = TrainingOperation.new(store, TrainingOptions())
-                    elif is_own(store):
+        sees_other_trainings = False
+        for store, record in (await self._records.all()).items():
+            try:
+                stored = None if record is None else TrainingOperation.from_dict(record)
+                if stored is None or not stored.is_pending:
+                    if not self._keeps_fresh or not await self._has_settled(store):
                         continue
-                    elif stored.is_under_way:
-                        sees_other_trainings = True
-                        continue
-                    else:
-                        operation = replace(stored, status=Status.QUEUED)
-                    # Another process may have begun or ended it since it was read.
-                    if (held := await self._records.begin(operation, stored)) is not None:
-                        operations.append(held)
-                except MissingError:
-                    # It was deleted meanwhile.
+                    operation = TrainingOperation.new(store, TrainingOptions())
+                elif is_own(store):
                     continue
-                except Exception as problem:
-                    what = f"cannot look after the training of vector store {store}"
-                    log_failure(log, what, problem)
-            after, is_last = page.items[-1].id if page.items else None, not page.more
+                elif stored.is_under_way:
+                    sees_other_trainings = True
+                    continue
+                else:
+                    operation = replace(stored, status=Status.QUEUED)
+                # Another process may have begun or ended it since it was read.
+                if (held := await self._records.begin(operation, stored)) is not None:
+                    operations.append(held)
+            except MissingError:
+                # It was deleted meanwhile.
+                continue
+            except Exception as problem:
+                log_failure(log, f"cannot look after the training of vector store {store}", problem)
         self.sees_other_trainings = sees_other_trainings
         return operations
 

@@ -12,6 +12,7 @@ from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import AdapterStatus, TrainedPart
 from selection.corpus.trained.training import AdapterTraining
+from selection.embedding import Embedder
 from selection.errors import CorpusError, MissingError, ReadOnlyError
 from selection.library.library import Library
 from selection.location import Location
@@ -142,3 +143,16 @@ def test_a_store_can_be_deleted_while_it_is_trained(library: Library) -> None:
     trained = TrainedPart(weights(1), plan.parts[0].ids, plan.snapshot)
     with pytest.raises(MissingError):
         library.trainings.call(store, OPERATOR, AdapterTraining.save_part, SETTINGS, trained)
+
+
+def test_what_is_recorded_of_all_stores_is_read_at_once(
+    library: Library, corpora: Location, words: Embedder
+) -> None:
+    trained, never = (library.create_store(name).id for name in ("trained", "never"))
+    record = {"status": "queued"}
+    library.trainings.call(trained, OPERATOR, AdapterTraining.record, record)
+    Corpus.create(corpora, "other", words, "another tokenizer").close()
+
+    found = library.trainings.recorded()
+
+    assert found == {trained: record, never: None}
