@@ -32,6 +32,7 @@ _WORDS = {
     "corpus if better + 10, shown": "the same, and text that SIFT chooses in the prompt",
     "auto": "what `auto` does",
 }
+_TICKS = [digit * 10**power for power in range(-2, 3) for digit in (1, 2, 5)]
 # The arm by which SIFT and the nearest sequences are compared: the first that was measured.
 _COMPARED = {
     "fresh + 20": "After 20 steps from scratch",
@@ -113,6 +114,10 @@ def _gains(arms: Mapping[str, Any], plots: Plots, plot: str) -> str:
                 fontsize=6,
             )
         axes.set(xscale="log", xlabel="seconds to the first token", ylabel="gain, % of base")
+        seconds = [found["first_token"] for found in arms.values()]
+        ticks = [each for each in _TICKS if min(seconds) <= each <= max(seconds)]
+        axes.set_xticks(ticks, labels=[f"{each:g}" for each in ticks])
+        axes.set_xticks([], minor=True)
 
     return plots.draw(plot, "Gain against seconds to the first token, by arm", draw)
 
