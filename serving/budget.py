@@ -133,7 +133,7 @@ class Terms:
         corpus: corpus of requests that name none; None answers those with the base model.
         examples: limits on the examples and texts of a request.
         show: number of chosen sequences that are put into the prompt of a request without `show`;
-            None for that of a calibrated corpus, if the request adapts.
+            None for what `auto`, or a calibrated corpus, decides, if the request adapts.
     """
 
     auto: Budget

@@ -34,7 +34,7 @@ class Config:
         engine, trainer, selector: configurations of the three deployments.
         corpus: corpus of requests that name none; None answers those with the base model.
         show: number of chosen sequences that are put into the prompt of a request without `show`;
-            None for that of a calibrated corpus, if the request adapts.
+            None for what `auto`, or a calibrated corpus, decides, if the request adapts.
         auto: budget of `Compute-Budget: auto`, and of a request without a budget.
         limits: limits that no request may exceed.
         example_limits: limits on the examples and texts of a request.

@@ -75,21 +75,18 @@ def _in_detail(rows: Sequence[Row], choice: str, first_token: FirstToken | None)
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the arms, and the other numbers."""
     table = Table("", "% of base", "s to the first token", box=None, pad_edge=False)
-    for name, found in result["by_arm"].items():
-        mean, low, high = found["percent_of_base"]
-        seconds = found["first_token"]
-        shown = "" if seconds is None else f"{seconds:.2f}"
-        table.add_row(name, f"{mean:.1f} ({low:.1f} to {high:.1f})", shown)
+    for title, part in (("", result), ("without steps: ", result["without_steps"])):
+        for name, found in part["by_arm"].items():
+            mean, low, high = found["percent_of_base"]
+            seconds = found["first_token"]
+            shown = "" if seconds is None else f"{seconds:.2f}"
+            table.add_row(title + name, f"{mean:.1f} ({low:.1f} to {high:.1f})", shown)
     console.print(table)
     table = Table("", "", box=None, pad_edge=False, show_header=False)
-    for key in (
-        "next_line_exact_match",
-        "together_ahead",
-        "auto_ahead",
-        "auto",
-        "sift_minus_nn",
-        "without_steps",
-        "facts_right",
-    ):
-        table.add_row(key.replace("_", " "), json.dumps(result[key]))
+    keys = ("next_line_exact_match", "together_ahead", "auto_ahead", "auto", "sift_minus_nn")
+    for title, found in (("", result), ("without steps: ", result["without_steps"])):
+        for key in keys:
+            if found.get(key):
+                table.add_row(title + key.replace("_", " "), json.dumps(found[key]))
+    table.add_row("facts right", json.dumps(result["facts_right"]))
     console.print(table, highlight=False)

@@ -109,7 +109,7 @@ def by_arm(rows: Sequence[Row], first_token: FirstToken | None) -> dict[str, dic
     return {
         name: {
             "percent_of_base": over(rows, lambda row: row.percent(name)),  # noqa: B023
-            "worse": sum(row.percent(name) > 100 for row in rows),
+            "worse": sum(row.arms[name]["bits"] > row.arms[BASE.name]["bits"] for row in rows),
             "seconds": mean(row.arms[name]["seconds"] for row in rows),
             "first_token": None
             if first_token is None
@@ -287,7 +287,11 @@ def _differences(rows: Sequence[Row], choice: str) -> dict[str, Interval]:
 def _of_lines(rows: Sequence[Row], which: int) -> dict[str, Interval]:
     """Per cent of the next lines that are exact (0), or their mean similarity in per cent (1)."""
     code = [row for row in rows if "line" in row.arms[BASE.name]]
-    names = [name for name, arm in code[0].arms.items() if "line" in arm] if code else []
+    names = [
+        name
+        for name in (code[0].arms if code else ())
+        if all("line" in row.arms.get(name, {}) for row in code)
+    ]
     return {
         name: over(code, lambda row: 100.0 * row.arms[name]["line"][which])  # noqa: B023
         for name in names

@@ -36,7 +36,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         if lines:
             lines += [f"### {title}", "", f"{words} The runs are [below](#runs).", ""]
         lines += page(found, parts[name], result["model"], plots, plot)
-        lines += domains(found, parts[name])
+        lines += domains(found, parts[name], title.lower())
     return [
         *lines,
         *_equal_seconds(result),
@@ -49,8 +49,8 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
 def _equal_seconds(result: Result) -> list[str]:
     return titled_table(
         "At equal seconds",
-        "The best arm that takes no more than this many seconds to the first token, on "
-        "average; it is chosen on the passages that it is reported on.",
+        "The best of all arms, with steps and without, that takes no more than this many seconds "
+        "to the first token, on average; it is chosen on the passages that it is reported on.",
         ["seconds", "chosen by", "arm", "% of base"],
         [
             [limit, strategy, found["arm"], interval_cell(found["percent_of_base"])]

@@ -15,29 +15,35 @@ from benchmarks.report.formatting import (
 )
 
 
-def domains(found: Mapping[str, Any], part: Result) -> list[str]:
+def domains(found: Mapping[str, Any], part: Result, of: str) -> list[str]:
     """Tables of one part of the result.
 
     Args:
         found: what the part comes to.
         part: the part.
+        of: which arms these are, for the titles.
     """
-    return [*_ahead(found["by_domain"]), *_arms(found, part), *_seconds(found), *_lines(found)]
+    return [
+        *_ahead(found["by_domain"], f"By domain, {of}"),
+        *_arms(found, part, f"All arms by domain, {of}"),
+        *_seconds(found, f"Seconds, {of}"),
+        *_lines(found, f"The next line of code, {of}"),
+    ]
 
 
-def _ahead(by_domain: Mapping[str, Any]) -> list[str]:
+def _ahead(by_domain: Mapping[str, Any], title: str) -> list[str]:
     return titled_table(
-        "By domain",
-        "How many points all together and `auto` are ahead of the best single way in each domain, "
-        "which is chosen on the passages that it is reported on; and which shares of the best "
-        "arm's gain and seconds `auto` has there.",
+        title,
+        "By how many points all together and `auto` are better than the best single way in each "
+        "domain, which is chosen on the passages that it is reported on; and which shares of the "
+        "best arm's gain and seconds `auto` has there.",
         [
             "domain",
             "passages",
             "documents",
             "best single way",
-            "all together ahead",
-            "`auto` ahead",
+            "all together better by",
+            "`auto` better by",
             "best arm",
             "`auto`: gain",
             "`auto`: seconds",
@@ -59,13 +65,14 @@ def _ahead(by_domain: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _arms(found: Mapping[str, Any], part: Result) -> list[str]:
+def _arms(found: Mapping[str, Any], part: Result, title: str) -> list[str]:
     by_domain, by_arm = found["by_domain"], found["by_arm"]
     names = list(next(iter(by_domain.values()))["arms"]) if by_domain else []
+    takes_steps = any("+" in name for name in names)
     return titled_table(
-        "All arms by domain",
+        title,
         "Bits per byte in per cent of the base model's, with 90 % intervals over documents. "
-        + start_rate_note(part)
+        + (start_rate_note(part) if takes_steps else "")
         + "`if better` starts afresh where the adapter does not lower the prompt's loss, as the "
         "server does; `NN` takes the nearest sequences instead of SIFT's picks; `shown` has the "
         "chosen text in the prompt.",
@@ -81,9 +88,9 @@ def _arms(found: Mapping[str, Any], part: Result) -> list[str]:
     )
 
 
-def _seconds(found: Mapping[str, Any]) -> list[str]:
+def _seconds(found: Mapping[str, Any], title: str) -> list[str]:
     return titled_table(
-        "Seconds",
+        title,
         "Means of choosing and training, and to the first token of the answer.",
         ["arm", "choosing and training, s", "first token, s"],
         [
@@ -93,9 +100,9 @@ def _seconds(found: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
+def _lines(found: Mapping[str, Any], title: str) -> list[str]:
     return titled_table(
-        "The next line of code",
+        title,
         "Greedy; per cent, with intervals. Similarity is 1 minus the Levenshtein distance over the "
         "length of the longer line.",
         ["arm", "exact", "similarity"],

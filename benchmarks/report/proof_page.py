@@ -83,7 +83,8 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
 
 
 def _trained_ahead(part: Result) -> list[str]:
-    seconds = [each["corpus"]["seconds"] for each in part.get("learnt", {}).values()]
+    learnt = [each["corpus"] for each in part.get("learnt", {}).values() if each.get("corpus")]
+    seconds = [each["seconds"] for each in learnt]
     sizes = [each["bytes"] / 1e6 for each in part.get("corpora", {}).values()]
     if not seconds or not sizes:
         return []
@@ -134,12 +135,12 @@ def _sentences(found: Mapping[str, Any], part: Result, model: str) -> list[str]:
         "model's bits per byte.",
         *(
             f"{number}. {words} {interval_cell(arms[found[key]['arm']]['percent_of_base'])} %, "
-            f"{interval_cell(found[key]['points'])} points ahead of that; compared with the best "
-            f"single way of each domain, {_by_domain(found['by_domain'], key)}."
+            f"better than that by {interval_cell(found[key]['points'])} points; compared with the "
+            f"best single way of each domain, {_by_domain(found['by_domain'], key)}."
             for number, (key, words) in enumerate(ways.items(), start=2)
         ),
         f"4. `auto` has {share_cell(auto['gain_share'])} of the gain of the best arm "
-        f"({auto['best_arm']}; {interval_cell(auto['ahead'])} points ahead of it) at "
+        f"(`{auto['best_arm']}`; `auto` is better by {interval_cell(auto['ahead'])} points) at "
         f"{share_cell(auto['seconds_share'])} of its seconds to the first token; the goal, at "
         f"least {MIN_AUTO_GAIN_SHARE:.0%} at no more than {MAX_AUTO_SECONDS_SHARE:.0%}, "
         f"{holds_or_not(_auto_holds(auto))}; with the best arm of each passage, known afterwards, "
@@ -168,7 +169,7 @@ def _by_domain(domains: Mapping[str, Any], key: str) -> str:
 def _sift_sentence(differences: Mapping[str, Any]) -> str:
     first = {corpus: next(iter(by_kernel.values())) for corpus, by_kernel in differences.items()}
     arm = next((arm for arm in _COMPARED if all(arm in each for each in first.values())), None)
-    if arm is None:
+    if arm is None or not first:
         return "5. SIFT was not compared with nearest neighbours."
     return (
         f"5. {_COMPARED[arm]}, SIFT minus nearest neighbours is "
@@ -207,4 +208,4 @@ def _auto_holds(auto: Mapping[str, Any]) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names)})" if names else "none"
+    return f"{len(names)} ({'; '.join(names)})" if names else "none"

@@ -76,7 +76,7 @@ class Choice:
         self._start: StartingPoint | None = None
         # A request with another budget than `auto` is not looked at any further.
         self.is_open = request.budget.prefers_corpus and decides(request)
-        self._considers_text = False
+        self._considers_text, self._calibrated_show = False, 0
         self._task: asyncio.Task[Selection] | None = None
         self._lookup: asyncio.Task[StartFound | None] | None = None
 
@@ -102,6 +102,7 @@ class Choice:
             has_adapter = selection is not None and selection.start is not None
             if self.is_open and (calibration is None or has_adapter):
                 self._considers_text, show = True, SHOWN_IN_CHAT if is_chat else SHOWN
+                self._calibrated_show = calibration.show if calibration else 0
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
         return self.request.show or 0
@@ -135,8 +136,13 @@ class Choice:
             chats = [tokens for (tokens,) in seen] if is_chat else []
             probe = self.request.probe_tokens
             await self._decide(rows_to_compare(probe, chats, text, prompts.context), is_chat)
-        chosen = self.auto is not None and self.auto.best.shown
-        if asked == 0 or (self._considers_text and not chosen):
+        if self._considers_text and not (self.auto is not None and self.auto.best.shown):
+            # As many as go with a training from scratch, if that follows.
+            trains = self.auto is None or self.auto.takes_steps
+            asked = self._calibrated_show if trains else 0
+            if asked > 0:
+                longer, shown = await prompts.show(body, asked, self.to_show, before)
+        if asked == 0:
             return body
         self.shown = shown
         return longer

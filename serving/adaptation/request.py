@@ -81,8 +81,8 @@ class AdaptationRequest:
         progress: whether comments in the stream report the progress.
         examples, texts: what the request itself brings to learn from.
         examples_as: whether each example is a training sequence by itself, or after the others.
-        show: maximum number of sequences to put into the prompt; None for that of a calibrated
-            corpus.
+        show: maximum number of sequences to put into the prompt; None for what `auto`, or a
+            calibrated corpus, decides.
         shows_chosen: whether these are chosen, rather than all examples of the request in their
             order.
         reuse: whether to go on from the adapter of the conversation's previous turn, or to use the

@@ -290,8 +290,8 @@ class StoredCorpus:
         """As `CorpusSide.summary`."""
         status = await self._call(AdapterTraining.status, self._recipe.shape)
         info = status.info
-        if info is None:
-            return CorpusSummary(not_learnt=status.not_learnt)
+        if info is None or info.shape.mismatch(self._recipe.shape) is not None:
+            return CorpusSummary(not_learnt=status.learnt + status.not_learnt)
         return CorpusSummary(
             status.learnt,
             status.documents,

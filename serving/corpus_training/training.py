@@ -174,16 +174,18 @@ class CorpusTraining:
     async def _end_early(self, at: Checkpoint) -> CorpusTrainingOutcome:
         """Let requests use what was learnt until now; the checkpoint stays.
 
-        Where an adapter is trained anew, the one before it stays until this has learnt as much.
+        Where an adapter is trained from scratch, the one before it stays until the first part of
+        this one is whole, or has learnt as much.
         """
         if at.position.phase is Phase.RATE and at.kept is not None:
             # That of the first trial, which has ended.
             at = replace(at, state=at.kept, position=replace(at.position, rate=at.rates[0]))
-        replaces = at.fresh and at.number == 0
-        used = (await self._corpus.summary()).sequences if replaces else 0
-        if at.state is not None and len(at.all_learnt) >= used:
+        is_from_scratch = at.number == 0 and at.plan.replaces_all(at.names)
+        used = (await self._corpus.summary()).sequences if is_from_scratch else 0
+        earlier_stays = len(at.all_learnt) < used
+        if at.state is not None and not earlier_stays:
             await self._corpus.save(at)
-        return await self._outcome(End.SECONDS)
+        return replace(await self._outcome(End.SECONDS), earlier_stays=earlier_stays)
 
     async def _held_out_loss(self, at: Checkpoint) -> float:
         """Mean loss on the held-out documents, in nats per token; infinite if they are gone."""

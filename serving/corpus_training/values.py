@@ -95,6 +95,7 @@ class CorpusTrainingOutcome:
         losses: loss on the held-out documents, in nats per token, before learning and after each
             pass; empty if nothing was chosen.
         restarts: number of times that a part began again because of deletes.
+        earlier_stays: whether `adapter` is the one before, since this one has not learnt as much.
     """
 
     end: End
@@ -103,3 +104,4 @@ class CorpusTrainingOutcome:
     seconds: float
     losses: tuple[float, ...] = ()
     restarts: int = 0
+    earlier_stays: bool = False

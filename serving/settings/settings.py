@@ -98,7 +98,7 @@ class Settings:
         int | None,
         _option(
             "Chosen sequences that are put into the prompt of requests without `show`.",
-            "as the corpus is calibrated, otherwise none",
+            "as `auto` decides, or as the corpus is calibrated",
             min=0,
             max=MAX_SHOWN,
         ),

@@ -253,6 +253,13 @@ def _show(name: str, outcome: CorpusTrainingOutcome) -> None:
                 to=out,
             )
             return
+        case End.SECONDS if outcome.earlier_stays:
+            say(
+                f"corpus {name}: the time is over; its earlier adapter, which has learnt {learnt}, "
+                "stays until the new one has learnt as much; the same command continues",
+                to=out,
+            )
+            return
         case End.SECONDS:
             say(
                 f"corpus {name}: the time is over with {adapter.not_learnt:,} sequences to learn; "

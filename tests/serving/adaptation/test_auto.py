@@ -373,6 +373,21 @@ class TestRequests:
         assert len(trainer.comparisons) == 2
         assert (result.report.adapter, result.report.stop) == (START.name, "auto")
 
+    @pytest.mark.parametrize("show", [0, 1])
+    async def test_a_training_shows_what_the_corpus_is_calibrated_to(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int
+    ) -> None:
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
+        trainer = Trainer(worker, (3.0, 3.1, 2.9))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert ("keeps itself warm" in str(body)) is (show == 1)
+        assert len(trainer.requests) == 1
+        assert result.report.auto is not None
+        assert result.report.auto["answers"] == "steps"
+        assert (result.report.shown or {}).get("sequences", 0) == show
+
     async def test_a_calibrated_corpus_without_an_adapter_shows_what_it_is_calibrated_to(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:

@@ -164,3 +164,17 @@ def test_it_warns_of_an_adapter_that_does_not_help(capsys: pytest.CaptureFixture
     assert "the loss on held-out documents went from 2.198 to 2.230 nats per token" in worse
     assert "went from 2.198 to 2.150" in better
     assert printed.err.count("`mayfly corpus train ships --forget` removes it") == 1
+
+
+def test_it_says_that_an_earlier_adapter_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = CorpusSummary(72, 12, 0, 1, 1e-3, 1)
+
+    # The losses are those of the new one.
+    _show("ships", CorpusTrainingOutcome(End.SECONDS, whole, 9, 2.0, (2.1, 2.2), 0, True))
+
+    printed = capsys.readouterr()
+    assert printed.out == (
+        "corpus ships: the time is over; its earlier adapter, which has learnt 72 sequences of 12 "
+        "documents, stays until the new one has learnt as much; the same command continues\n"
+    )
+    assert printed.err == ""

@@ -344,10 +344,26 @@ async def test_an_adapter_stays_until_one_that_is_trained_anew_has_learnt_as_muc
     outcome = await train(corpus, anew)
 
     assert (stopped.end, during) == (End.SECONDS, before)
-    assert stopped.adapter == whole.adapter
+    assert (stopped.earlier_stays, stopped.adapter) == (True, whole.adapter)
     assert (outcome.end, outcome.adapter.sequences) == (End.LEARNT, DOCUMENTS * SEQUENCES)
     assert outcome.steps < whole.steps
     assert part() != before
+
+
+async def test_an_adapter_that_this_trainer_cannot_use_does_not_stay(
+    corpus: Corpus, train: Train, trainer: TrainerWorker, shape: AdapterShape
+) -> None:
+    whole = await train(corpus)
+    rates = await trainer.corpus_rates()
+    recipe = Recipe(replace(shape, rank=2 * shape.rank), await trainer.learning_rate(), rates)
+    side = StoredCorpus(calls_here(corpus.training), recipe)
+    slow: Any = Slow(trainer, 5 * SEQUENCES)
+    anew = TrainingOptions(seconds=60, passes=1, fresh=True)
+
+    stopped = await CorpusTraining(slow, side, anew).run()
+
+    assert (stopped.end, stopped.earlier_stays) == (End.SECONDS, False)
+    assert 0 < stopped.adapter.sequences < whole.adapter.sequences
 
 
 async def test_an_interrupted_training_of_another_version_begins_again(
