@@ -27,7 +27,7 @@ from serving.adaptation.reporting import AdaptationResult, build_report, describ
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.stages import Loads, Selects, Trains, train_in_time
-from serving.adaptation.starts import StartingPoint, Starts
+from serving.adaptation.starts import StartingPoint, Starts, continued
 from serving.conversations.adapter_cache import ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.conversations.examples_reuse import ExamplesReuse
@@ -216,11 +216,7 @@ class Adaptation:
         if selection is None:
             selection = await self._choice.selection()
         earlier = self._turn.find(selection.corpus, start.name) if self._turn else None
-        if start.adapter is not None and earlier is not None and earlier.fresh_reason is not None:
-            if request.start == "corpus":
-                earlier = None
-            else:
-                start = StartingPoint(reason=earlier.fresh_reason)
+        start, earlier = continued(start, earlier, request.start)
         try:
             training = await self._train(selection, start, earlier)
         except NoAdapterError as problem:

@@ -23,6 +23,7 @@ from selection.errors import CorpusError
 from serving.adaptation.fallback_reasons import fresh_start_reason
 from serving.adaptation.stages import OverdueError, Selects, in_time
 from serving.budget import HEADER, Budget
+from serving.conversations.cached_adapter import CachedAdapter
 from serving.errors import RequestError
 
 Start: TypeAlias = Literal["corpus", "fresh"]
@@ -173,6 +174,19 @@ def corpus_adapter(weights: CorpusWeights, model: str) -> Adapter:
         weights.weights,
         losses=(),
     )
+
+
+def continued(
+    start: StartingPoint, earlier: CachedAdapter | None, asked: Start | None
+) -> tuple[StartingPoint, CachedAdapter | None]:
+    """What a turn of a conversation starts from, and the earlier turn's adapter that it continues:
+    one that started afresh is not continued where the request asks for that of the corpus.
+    """
+    if start.adapter is None or earlier is None or earlier.fresh_reason is None:
+        return start, earlier
+    if asked == "corpus":
+        return start, None
+    return StartingPoint(reason=earlier.fresh_reason), earlier
 
 
 def parse_start(options: dict[str, Any], budget: Budget) -> Start | None:
