@@ -6,8 +6,8 @@
   corpus, all together, and what the server's `auto` does.
   With `--trainings none` only what takes no step, and `auto`: seconds for a passage, where all arms
   take minutes. It is a part of its own.
-- strategies: SIFT beside nearest neighbours on corpora without near copies, and with another
-  embedder.
+- strategies: SIFT beside nearest neighbours, on larger corpora as they are, on the same without
+  near copies, and with another embedder.
 - facts: questions on a handbook of invented facts, by how many answers are right.
 
 An interrupted run of the same code and size goes on, and one with the `--out` of such a run adds
@@ -72,7 +72,7 @@ _PASSAGES = (
     *_SHARED,
     *(
         f"benchmarks/proof_of_gain/{name}.py"
-        for name in ("auto", "cases", "runner", "splits", "young_text")
+        for name in ("auto", "cases", "copies", "runner", "splits", "young_text")
     ),
     "benchmarks/proof_of_gain/young.txt",
 )
@@ -118,13 +118,13 @@ class Proof:
 
     def prepare(self, limit: TimeLimit) -> None:
         """Make all corpora, and train their adapters until the limit."""
-        self._study.prepare(self._named(has_all_arms=True), limit)
-        for name in self._named(has_all_arms=False):
+        self._study.prepare(self._named(compares=False), limit)
+        for name in self._named(compares=True):
             self._study.hold_out(name)
 
     def first_token(self) -> dict[str, Any]:
         """The costs of the engine."""
-        corpus = self._study.hold_out(self._named(has_all_arms=True)[0]).corpus
+        corpus = self._study.hold_out(self._named(compares=False)[0]).corpus
         home = self._study.homes["corpus"]
         measured: dict[str, Any] = self._study.journal.once(
             "first token", partial(measure_first_token, home, self._model, corpus)
@@ -133,22 +133,24 @@ class Proof:
 
     def arms(self, training: TimeLimit, limit: TimeLimit) -> dict[str, Any] | None:
         """All arms; None if nothing was measured until the limit."""
-        held_out = self._study.prepare(self._named(has_all_arms=True), training)
+        held_out = self._study.prepare(self._named(compares=False), training)
         learnt = "learnt", self._study.learnt(held_out)
         return self._measured(self.arms_part, held_out, limit, learnt)
 
     def strategies(self, limit: TimeLimit) -> dict[str, Any] | None:
         """Strategies alone; None if nothing was measured until the limit."""
         held_out: dict[str, HeldOut] = {}
-        for name in self._named(has_all_arms=False):
+        for name in self._named(compares=True):
             if limit.is_over:
                 break
             made = self._study.hold_out(name)
-            held_out[name] = replace(made, passages=made.passages[: self._size.compared])
+            # Of a small corpus, all documents may be near copies.
+            if made.sequences:
+                held_out[name] = replace(made, passages=made.passages[: self._size.compared])
         return self._measured("strategies", held_out, limit)
 
-    def _named(self, *, has_all_arms: bool) -> list[str]:
-        return [name for name, case in self._cases.items() if case.has_all_arms == has_all_arms]
+    def _named(self, *, compares: bool) -> list[str]:
+        return [name for name, case in self._cases.items() if case.compares == compares]
 
     def _measured(
         self,
@@ -234,7 +236,7 @@ def _parser() -> ArgumentParser:
     size.add_argument("--domains", nargs="+", choices=domains, metavar="NAME", help="which")
     size.add_argument("--trainings", choices=list(TRAININGS), help="which are compared")
     size.add_argument("--passages", type=int, help="passages of each domain")
-    size.add_argument("--corpus-bytes", type=int, help="text of each corpus")
+    size.add_argument("--corpus-bytes", type=int, help="text of each corpus with an adapter")
     return parser
 
 

@@ -50,6 +50,7 @@ SIZE = Size(
     prefix=384,
     suffix=96,
     corpus_bytes=40_000,
+    compared_bytes=None,
     kernel_domains=(),
 )
 # Has the costs of the engine, which depend on the model and on no text.

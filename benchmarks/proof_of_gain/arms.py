@@ -26,10 +26,11 @@ NEAREST_SHOWN = replace(SHOWN_ALONE, strategy="nn")
 # All ways together, with steps for the request and without.
 TOGETHER = replace(COMBINED, shown=True)
 INSTANT_SHOWN = replace(INSTANT, shown=True)
+INSTANT_NEAREST_SHOWN = replace(INSTANT_SHOWN, strategy="nn")
 # Each way alone: text in the prompt, an adapter for the request, and one for the corpus.
 SINGLE = (SHOWN_ALONE, NEAREST_SHOWN, FRESH, INSTANT)
 # Those that are also measured with the nearest sequences in the prompt.
-_NEAREST_TOO = replace(BASE, strategy="nn"), replace(INSTANT, strategy="nn")
+_NEAREST_TOO = tuple(replace(arm, shown=False) for arm in (NEAREST_SHOWN, INSTANT_NEAREST_SHOWN))
 _FRESH_STEPS = {"full": (5, 10, 20), "short": (5, 10, 20)}
 
 
@@ -54,7 +55,7 @@ COMPARED_SHOWN_TOO = (BASE, _NEAREST_TOO[0])
 # Arms whose next line of code is generated.
 LINE_ARMS = (
     BASE.name,
-    *(arm.name for arm in (*SINGLE, INSTANT_SHOWN, COMBINED, TOGETHER)),
+    *(arm.name for arm in (*SINGLE, INSTANT_SHOWN, INSTANT_NEAREST_SHOWN, COMBINED, TOGETHER)),
     AUTO,
 )
 

@@ -1,4 +1,7 @@
-"""Cases: the corpora of a domain, as they are and changed, and how much of each is measured."""
+"""Cases: the corpora of a domain, as they are and changed, and how much of each is measured.
+
+Those on which strategies are compared have no adapter, so they may be larger than the others.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,12 @@ class Size:
         domains: names of the domains.
         trainings: name of the trainings that are compared.
         passages: passages of each domain.
-        compared: how many of them compare strategies on changed corpora.
+        compared: how many of them compare strategies.
         per_document: passages of a document, at most.
         prefix: tokens of a passage that are the prompt.
         suffix: tokens of a passage that are scored.
-        corpus_bytes: bytes of text of a corpus; None for all.
+        corpus_bytes: bytes of text of a corpus with an adapter; None for all.
+        compared_bytes: the same of one on which strategies are compared.
         kernel_domains: the domains on which the base model's states are compared, too.
     """
 
@@ -49,13 +53,36 @@ class Size:
     prefix: int
     suffix: int
     corpus_bytes: int | None
+    compared_bytes: int | None
     kernel_domains: tuple[str, ...]
 
 
 _FEW = ("a2a-sdk", "deepagents, three releases", "mcp manual")
 SIZES = {
-    "small": Size(_FEW, "short", 2, 1, 1, 384, 96, 60_000, ()),
-    "full": Size(tuple(domain.name for domain in DOMAINS), "full", 30, 10, 2, 384, 96, None, _FEW),
+    "small": Size(
+        domains=_FEW,
+        trainings="short",
+        passages=2,
+        compared=1,
+        per_document=1,
+        prefix=384,
+        suffix=96,
+        corpus_bytes=60_000,
+        compared_bytes=60_000,
+        kernel_domains=(),
+    ),
+    "full": Size(
+        domains=tuple(domain.name for domain in DOMAINS),
+        trainings="full",
+        passages=30,
+        compared=10,
+        per_document=2,
+        prefix=384,
+        suffix=96,
+        corpus_bytes=None,
+        compared_bytes=500_000,
+        kernel_domains=_FEW,
+    ),
 }
 
 
@@ -65,18 +92,22 @@ class Case:
 
     Attributes:
         domain: the domain.
+        compares: whether strategies are compared, rather than all arms.
         is_deduplicated: whether near copies are left out, of its documents and of passages.
         kernel: the embedder of the corpus.
     """
 
     domain: YoungDomain
+    compares: bool = False
     is_deduplicated: bool = False
     kernel: str = DEFAULT
 
     @property
     def name(self) -> str:
         """Name among all cases."""
-        name = self.domain.name + ", deduplicated" * self.is_deduplicated
+        if not self.compares:
+            return self.domain.name
+        name = f"{self.domain.name}, {'deduplicated' if self.is_deduplicated else 'compared'}"
         return name if self.kernel == DEFAULT else f"{name}, {self.kernel}"
 
     @property
@@ -86,19 +117,19 @@ class Case:
             return "deduplicated"
         return "releases side by side" if self.domain.is_side_by_side else "as it is"
 
-    @property
-    def has_all_arms(self) -> bool:
-        """Whether all arms are measured, rather than strategies alone."""
-        return self.kernel == DEFAULT and not self.is_deduplicated
-
 
 def cases(size: Size) -> dict[str, Case]:
-    """All cases by name: those of all arms first."""
+    """All cases by name: those of all arms first; the passages of a domain are in all of its."""
     domains = [domain for domain in DOMAINS if domain.name in size.domains]
     made = [
         *(Case(domain) for domain in domains),
-        *(Case(domain, is_deduplicated=True) for domain in domains),
-        *(Case(each, kernel=BASE_MODEL) for each in domains if each.name in size.kernel_domains),
+        *(Case(domain, compares=True) for domain in domains),
+        *(Case(domain, compares=True, is_deduplicated=True) for domain in domains),
+        *(
+            Case(domain, compares=True, kernel=BASE_MODEL)
+            for domain in domains
+            if domain.name in size.kernel_domains
+        ),
     ]
     return {case.name: case for case in made}
 
@@ -120,7 +151,8 @@ def hold_out(case: Case, size: Size, model: str, home: Path) -> HeldOut:
     documents, newest = domain.documents(), re.compile(domain.held_out)
     cut = Cut(size.prefix, size.suffix, at_line_end=domain.kind == "code")
     made = split(documents, newest, size.passages, size.per_document, cut, tokenizer)
-    rest = first_bytes(made.rest, made.passages, size.corpus_bytes)
+    limit = size.compared_bytes if case.compares else size.corpus_bytes
+    rest = first_bytes(made.rest, made.passages, limit)
     # What is scored counts: prompts may begin with a licence that all documents have.
     scored = [replace(passage, prefix="") for passage in made.passages]
     near = near_duplicates(scored, rest)

@@ -48,11 +48,11 @@ class ProofRunner:
         named = {
             arm.name: answer for arm, answer in self._runner(case).answers(passage, corpus).items()
         }
-        if case.has_all_arms:
+        if not case.compares:
             prompt, answer_tokens = passage.tokens[: self._size.prefix], self._size.suffix
             named[AUTO] = self._auto.answer(prompt, corpus, answer_tokens)
         arms = {name: self._scored(passage, answer) for name, answer in named.items()}
-        if case.has_all_arms and case.domain.kind == "code":
+        if not case.compares and case.domain.kind == "code":
             wanted = first_line(passage.suffix)
             for name in (name for name in LINE_ARMS if name in named):
                 line = self._writer.write(named[name].prompt, named[name].weights)
@@ -69,16 +69,16 @@ class ProofRunner:
         }
 
     def _runner(self, case: Case) -> QualityRunner:
-        key = case.kernel, case.has_all_arms
+        key = case.kernel, case.compares
         if key not in self._runners:
             choice = self._size.trainings
             self._runners[key] = QualityRunner(
                 self._resident,
                 {"corpus": self._selector(case.kernel)},
                 *(
-                    (TRAININGS[choice], shown_too(choice))
-                    if case.has_all_arms
-                    else (COMPARED_TRAININGS[choice], COMPARED_SHOWN_TOO)
+                    (COMPARED_TRAININGS[choice], COMPARED_SHOWN_TOO)
+                    if case.compares
+                    else (TRAININGS[choice], shown_too(choice))
                 ),
             )
         return self._runners[key]

@@ -109,23 +109,31 @@ def split(
 def first_bytes(
     documents: Sequence[Document], held_out: Sequence[Passage], limit: int | None
 ) -> list[Document]:
-    """Documents up to a number of bytes, those of all releases together; first the other releases
-    of those held out.
+    """Documents up to a number of bytes, those of all releases together: other releases of those
+    held out make at most half of them, unless there are no more of the others.
     """
     if limit is None:
         return [*documents]
     paths = {_path(passage.name) for passage in held_out}
 
-    def order(document: Document) -> tuple[bool, str]:
-        path = _path(document.name)
-        return path not in paths, hashlib.sha256(path.encode()).hexdigest()
+    def order(document: Document) -> str:
+        return hashlib.sha256(_path(document.name).encode()).hexdigest()
 
-    kept, used = [], 0
-    for document in sorted(documents, key=order):
-        size = len(document.text.encode())
-        if used + size <= limit:
-            kept.append(document)
-            used += size
+    in_order = sorted(documents, key=order)
+    others, siblings = (
+        [each for each in in_order if (_path(each.name) in paths) == is_sibling]
+        for is_sibling in (False, True)
+    )
+    kept: list[Document] = []
+    left = limit
+    for candidates, share in ((siblings, limit // 2), (others, limit), (siblings, limit)):
+        # What may still be taken of these, and of all.
+        most = min(share, left)
+        for document in candidates:
+            size = len(document.text.encode())
+            if size <= most and document not in kept:
+                kept.append(document)
+                most, left = most - size, left - size
     return kept
 
 

@@ -16,6 +16,7 @@ from benchmarks.proof_of_gain.arms import (
     AUTO,
     COMPARED_SHOWN_TOO,
     COMPARED_TRAININGS,
+    INSTANT_NEAREST_SHOWN,
     INSTANT_SHOWN,
     LINE_ARMS,
     NEAREST_SHOWN,
@@ -31,7 +32,7 @@ from selection.config import BASE_MODEL
 from selection.ingest.ingest import Document
 from tests.trained_corpora import train_corpus
 
-_SIZE = Size(("shop",), "short", 1, 1, 1, 40, 40, None, ())
+_SIZE = Size(("shop",), "short", 1, 1, 1, 40, 40, None, None, ())
 _DOMAIN = YoungDomain("shop", "code", {})
 
 
@@ -52,7 +53,7 @@ def test_all_arms_auto_and_next_lines_are_measured(
     cut = Cut(_SIZE.prefix, _SIZE.suffix, at_line_end=True)
     made = split(_documents(), re.compile(".*"), 1, 1, cut, tokenizer)
     corpora: dict[str, Case] = {}
-    for case in (Case(_DOMAIN), Case(_DOMAIN, kernel=BASE_MODEL)):
+    for case in (Case(_DOMAIN), Case(_DOMAIN, compares=True, kernel=BASE_MODEL)):
         selector = open_selector(tmp_path, nano, case.kernel)
         name = case.kernel.lower()
         corpus, _ = make_corpus(name, made.passages, made.rest, selector, tokenizer)
@@ -90,6 +91,6 @@ def test_all_arms_auto_and_next_lines_are_measured(
     assert {*without_steps} == {AUTO, *(arm.name for arm in arms("none"))}
     for name in {*without_steps} & {*found} - {AUTO}:
         assert without_steps[name]["bits"] == pytest.approx(found[name]["bits"], abs=1e-4), name
-    assert {name for name, arm in without_steps.items() if "line" in arm} == {
-        AUTO, "base", *(arm.name for arm in (SHOWN_ALONE, NEAREST_SHOWN, INSTANT, INSTANT_SHOWN))
-    }  # fmt: skip
+    asked = (SHOWN_ALONE, NEAREST_SHOWN, INSTANT, INSTANT_SHOWN, INSTANT_NEAREST_SHOWN)
+    with_line = {name for name, arm in without_steps.items() if "line" in arm}
+    assert with_line == {AUTO, "base", *(arm.name for arm in asked)}

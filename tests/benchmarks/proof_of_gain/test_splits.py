@@ -18,6 +18,7 @@ from benchmarks.proof_of_gain.splits import (
     verbatim,
     without_near_copies,
 )
+from benchmarks.quality.passages import Passage
 from selection.ingest.ingest import Document
 
 _ANY = re.compile(".*")
@@ -93,24 +94,36 @@ def test_what_another_document_has_verbatim_is_not_scored(tokenizer: Any) -> Non
     assert verbatim(made.passages, [*made.rest, *copies]) == 1
 
 
-@pytest.mark.parametrize("limit", [None, 5000])
-def test_other_releases_of_what_is_held_out_come_first(limit: int | None, tokenizer: Any) -> None:
-    names = ("a", "b", "c", "d", "e", "f")
+@pytest.mark.parametrize("limit", [None, 12_000])
+def test_a_limited_corpus_has_releases_side_by_side(limit: int | None, tokenizer: Any) -> None:
     documents = [
         Document(f"shop=={release}/{name}.py", _text(f"{name}_{release}"), {"domain": "shop"})
-        for release in (1, 2)
-        for name in names
+        for release in (1, 2, 3, 4, 5)
+        for name in ("a", "b", "c", "d", "e", "f")
     ]
-    made = split(documents, re.compile(r"shop==2/.*"), 1, 1, _CUT, tokenizer)
+    made = split(documents, re.compile(r"shop==5/.*"), 1, 1, _CUT, tokenizer)
 
     kept = first_bytes(made.rest, made.passages, limit)
 
-    (passage,) = made.passages
-    assert passage.name.replace("==2", "==1") in {each.name for each in kept}
     if limit is None:
         assert kept == [*made.rest]
-    else:
-        assert 0 < sum(len(each.text.encode()) for each in kept) <= limit
+        return
+    (passage,) = made.passages
+    sizes = {each.name: len(each.text.encode()) for each in kept}
+    _, _, path = passage.name.partition("/")
+    siblings = {name for name in sizes if name.endswith(path)}
+    assert siblings
+    assert sum(sizes[name] for name in siblings) <= limit / 2 < sum(sizes.values()) <= limit
+    # Of another document, several releases are kept.
+    assert len({*sizes} - siblings) > len({name[-4:] for name in {*sizes} - siblings})
+
+
+def test_other_releases_fill_a_corpus_that_has_nothing_else() -> None:
+    documents = [Document(f"shop=={release}/a.py", "12345", {}) for release in (1, 2, 3)]
+    held_out = [Passage("shop", "shop==4/a.py", 0, (), "", "")]
+
+    assert first_bytes(documents, held_out, 15) == documents
+    assert first_bytes(documents, held_out, 14) == documents[:2]
 
 
 def test_near_copies_of_earlier_documents_are_left_out() -> None:
