@@ -116,11 +116,13 @@ class Proof:
             options.workers,
         )
 
-    def prepare(self, limit: TimeLimit) -> None:
-        """Make all corpora, and train their adapters until the limit."""
-        self._study.prepare(self._named(compares=False), limit)
-        for name in self._named(compares=True):
-            self._study.hold_out(name)
+    def prepare(self, only: Sequence[str], limit: TimeLimit) -> None:
+        """Make the corpora of parts, and train their adapters until the limit."""
+        if "arms" in only:
+            self._study.prepare(self._named(compares=False), limit)
+        if "strategies" in only:
+            for name in self._named(compares=True):
+                self._study.hold_out(name)
 
     def first_token(self) -> dict[str, Any]:
         """The costs of the engine."""
@@ -258,8 +260,7 @@ def main() -> None:
     proof = Proof(options, size, origin)
     facts = _facts(options)
     if options.prepare:
-        if {*options.only} != {"facts"}:
-            proof.prepare(limit)
+        proof.prepare(options.only, limit)
         if "facts" in options.only:
             facts.prepare(limit)
         return

@@ -17,9 +17,11 @@ from benchmarks.proof_of_gain.summary import (
     by_arm,
     by_domain,
     numbers,
+    sift_minus_nn,
     sift_minus_nn_by_copies,
     within_seconds,
 )
+from selection.config import DEFAULT
 
 
 def part_name(part: str, trainings: str) -> str:
@@ -45,7 +47,7 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     last_line = {
         **numbers(main, compared, choice, first_token),
         "without_steps": without_steps,
-        "facts_right": facts["facts_right"],
+        **{key: facts[key] for key in ("facts_right", "facts_minus_shown")},
     }
     result: dict[str, Any] = {
         **last_line,
@@ -53,7 +55,10 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
         **_in_detail(main, choice, first_token),
         "without_steps": {**without_steps, **_in_detail(quick, "none", quick_token)},
         "within_seconds": within_seconds(main, choice, first_token),
-        "sift_minus_nn_by_copies": sift_minus_nn_by_copies([*main, *compared], choice),
+        "sift_minus_nn_with_steps": sift_minus_nn(main, choice),
+        "sift_minus_nn_by_copies": sift_minus_nn_by_copies(
+            [row for row in compared or main if row.kernel == DEFAULT], choice
+        ),
         "parts": parts,
     }
     return result, last_line

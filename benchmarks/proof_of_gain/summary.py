@@ -70,7 +70,7 @@ def numbers(
 
     Args:
         main: passages with all arms.
-        compared: passages with strategies alone, on changed corpora.
+        compared: passages with strategies alone, by which these are compared if there are any.
         choice: name of the trainings.
         first_token: costs of the engine; None if they were not measured.
     """
@@ -82,7 +82,7 @@ def numbers(
         "together_ahead": ahead(main, found, _together(found)),
         "auto_ahead": ahead(main, found, AUTO),
         "auto": auto_shares(main, [arm.name for arm in found], first_token),
-        "sift_minus_nn": sift_minus_nn([*main, *compared], choice),
+        "sift_minus_nn": sift_minus_nn(compared or main, choice),
     }
 
 
@@ -103,13 +103,14 @@ def by_strategy(rows: Sequence[Row], measured: Sequence[Arm]) -> dict[str, dict[
 
 
 def by_arm(rows: Sequence[Row], first_token: FirstToken | None) -> dict[str, dict[str, Any]]:
-    """Per cent of base, passages that end worse than with the base model, mean seconds, and mean
-    seconds to the first token, by name of the arm.
+    """Per cent of base, passages that end worse than with the base model, by how many points `auto`
+    is better, mean seconds, and mean seconds to the first token, by name of the arm.
     """
     return {
         name: {
             "percent_of_base": over(rows, lambda row: row.percent(name)),  # noqa: B023
             "worse": sum(row.arms[name]["bits"] > row.arms[BASE.name]["bits"] for row in rows),
+            "auto_ahead": over(rows, lambda row: row.percent(name) - row.percent(AUTO)),  # noqa: B023
             "seconds": mean(row.arms[name]["seconds"] for row in rows),
             "first_token": None
             if first_token is None

@@ -15,33 +15,48 @@ from benchmarks.report.formatting import (
 )
 
 
-def domains(found: Mapping[str, Any], part: Result, of: str) -> list[str]:
+def domains(
+    found: Mapping[str, Any], part: Result, of: str, differences: Mapping[str, Any]
+) -> list[str]:
     """Tables of one part of the result.
 
     Args:
         found: what the part comes to.
         part: the part.
         of: which arms these are, for the titles.
+        differences: SIFT minus nearest neighbours, by kind of corpus, kernel and arm.
     """
     return [
         *_ahead(found["by_domain"], f"By domain, {of}"),
         *_arms(found, part, f"All arms by domain, {of}"),
         *_seconds(found, f"Seconds, {of}"),
-        *_lines(found, f"The next line of code, {of}"),
+        *_lines(found, part, f"The next line of code, {of}"),
+        *titled_table(
+            f"SIFT minus nearest neighbours, {of}",
+            "Points of the base model's bits per byte, paired by passage, on the corpora of these "
+            "arms; below 0 where SIFT is better.",
+            ["corpus", "arm", "difference"],
+            [
+                [corpus, arm, interval_cell(difference)]
+                for corpus, by_kernel in differences.items()
+                for by_arm in by_kernel.values()
+                for arm, difference in by_arm.items()
+            ],
+        ),
     ]
 
 
 def _ahead(by_domain: Mapping[str, Any], title: str) -> list[str]:
     return titled_table(
         title,
-        "By how many points all together and `auto` are better than the best single way in each "
+        "By how many points all together and `auto` are better than the best way alone in each "
         "domain, which is chosen on the passages that it is reported on; and which shares of the "
         "best arm's gain and seconds `auto` has there.",
         [
             "domain",
             "passages",
             "documents",
-            "best single way",
+            "best way alone",
             "all together better by",
             "`auto` better by",
             "best arm",
@@ -100,11 +115,12 @@ def _seconds(found: Mapping[str, Any], title: str) -> list[str]:
     )
 
 
-def _lines(found: Mapping[str, Any], title: str) -> list[str]:
+def _lines(found: Mapping[str, Any], part: Result, title: str) -> list[str]:
+    asked = sum("line" in row["arms"]["base"] for row in part["rows"])
     return titled_table(
         title,
-        "Greedy; per cent, with intervals. Similarity is 1 minus the Levenshtein distance over the "
-        "length of the longer line.",
+        f"Of {asked} passages of code; greedy; per cent, with intervals. Similarity is 1 minus the "
+        "Levenshtein distance over the length of the longer line.",
         ["arm", "exact", "similarity"],
         [
             [arm, interval_cell(exact), interval_cell(found["next_line_similarity"][arm])]

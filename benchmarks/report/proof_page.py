@@ -16,6 +16,7 @@ from benchmarks.report.formatting import (
     share_cell,
     table,
 )
+from selection.config import DEFAULT
 
 # Documents of a domain from which its interval is named in a sentence.
 MIN_DOCUMENTS = 5
@@ -33,14 +34,26 @@ _WORDS = {
     "auto": "what `auto` does",
 }
 _TICKS = [digit * 10**power for power in range(-2, 3) for digit in (1, 2, 5)]
-# The arm by which SIFT and the nearest sequences are compared: the first that was measured.
+# The arms by which SIFT and the nearest sequences are compared, and on which corpora.
 _COMPARED = {
-    "fresh + 20": "After 20 steps from scratch",
-    "base, shown": "With the text in the prompt alone",
+    "fresh + 20": "after 20 steps from scratch",
+    "base, shown": "with the text in the prompt alone",
+}
+_CORPORA = {
+    "as it is": "on corpora as they are",
+    "releases side by side": "on releases side by side",
+    "deduplicated": "on deduplicated corpora",
 }
 
 
-def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot: str) -> list[str]:
+def page(
+    found: Mapping[str, Any],
+    part: Result,
+    model: str,
+    plots: Plots,
+    plot: str,
+    differences: Mapping[str, Any],
+) -> list[str]:
     """The page of one part of the result.
 
     Args:
@@ -49,6 +62,7 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
         model: name of the base model.
         plots: of the section.
         plot: name of the plot.
+        differences: SIFT minus nearest neighbours, by kind of corpus, kernel and arm.
     """
     arms, lines = found["by_arm"], found["next_line_exact_match"]
     has_seconds = all(each["first_token"] is not None for each in arms.values())
@@ -58,6 +72,7 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
                 "",
                 "arm",
                 "bits per byte, % of base",
+                "`auto` better by",
                 "worse than base",
                 "next line exact, %",
                 "s to the first token",
@@ -67,6 +82,7 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
                     words,
                     name,
                     interval_cell(arms[name]["percent_of_base"]),
+                    "" if name == "auto" else interval_cell(arms[name]["auto_ahead"]),
                     "" if name == "base" else f"{arms[name]['worse']} of {len(part['rows'])}",
                     interval_cell(lines[name]) if name in lines else "",
                     seconds_cell(arms[name]["first_token"]),
@@ -78,6 +94,7 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
         *_trained_ahead(part),
         *([_gains(arms, plots, plot), ""] if has_seconds else []),
         *_sentences(found, part, model),
+        _sift_sentence(differences),
         "",
     ]
 
@@ -85,12 +102,16 @@ def page(found: Mapping[str, Any], part: Result, model: str, plots: Plots, plot:
 def _trained_ahead(part: Result) -> list[str]:
     learnt = [each["corpus"] for each in part.get("learnt", {}).values() if each.get("corpus")]
     seconds = [each["seconds"] for each in learnt]
-    sizes = [each["bytes"] / 1e6 for each in part.get("corpora", {}).values()]
-    if not seconds or not sizes:
+    megabytes = [each["bytes"] / 1e6 for each in part.get("corpora", {}).values()]
+    if not seconds or not megabytes:
         return []
+    least, most = (f"{find(megabytes):.2f}" for find in (min, max))
+    sizes = least if least == most else f"{least} to {most}"
     return [
-        f"The adapters of {len(seconds)} corpora of {min(sizes):.2f} to {max(sizes):.2f} MB were "
-        f"trained ahead, in {median_cell(seconds, 0)} seconds each.",
+        f"The adapters of {len(seconds)} corpora of {sizes} MB each were "
+        f"trained ahead, in {median_cell(seconds, 0)} seconds each. Seconds to the first token are "
+        "computed from measured costs: of choosing and training, of loading an adapter, and of the "
+        "tokens of the prompt, as the base model reads them.",
         "",
     ]
 
@@ -124,28 +145,28 @@ def _gains(arms: Mapping[str, Any], plots: Plots, plot: str) -> str:
 
 
 def _sentences(found: Mapping[str, Any], part: Result, model: str) -> list[str]:
-    """Five sentences, each of its own numbers."""
+    """Four sentences, each of its own numbers."""
     arms, rows, auto = found["by_arm"], part["rows"], found["auto"]
     best, together = found["together_ahead"]["best_single"], found["together_ahead"]["arm"]
-    ways = {"together_ahead": f"All together (`{together}`) reach", "auto_ahead": "`auto` reaches"}
+    all_ways = "All together" if "+" in together else "The adapter and text in the prompt together"
+    ways = {"together_ahead": f"{all_ways} (`{together}`) reach", "auto_ahead": "`auto` reaches"}
     return [
         f"1. On {len(rows)} passages of {len({row['document'] for row in rows})} documents in "
-        f"{len(found['by_domain'])} domains of text that is younger than {model}, the best single "
-        f"way is {_WORDS[best]}, with {interval_cell(arms[best]['percent_of_base'])} % of the base "
-        "model's bits per byte.",
+        f"{len(found['by_domain'])} domains of text that is younger than {model}, the best way "
+        f"alone is {_WORDS[best]}, with {interval_cell(arms[best]['percent_of_base'])} % of the "
+        "base model's bits per byte.",
         *(
             f"{number}. {words} {interval_cell(arms[found[key]['arm']]['percent_of_base'])} %, "
             f"better than that by {interval_cell(found[key]['points'])} points; compared with the "
-            f"best single way of each domain, {_by_domain(found['by_domain'], key)}."
+            f"best way alone in each domain, {_by_domain(found['by_domain'], key)}."
             for number, (key, words) in enumerate(ways.items(), start=2)
         ),
         f"4. `auto` has {share_cell(auto['gain_share'])} of the gain of the best arm "
         f"(`{auto['best_arm']}`; `auto` is better by {interval_cell(auto['ahead'])} points) at "
         f"{share_cell(auto['seconds_share'])} of its seconds to the first token; the goal, at "
         f"least {MIN_AUTO_GAIN_SHARE:.0%} at no more than {MAX_AUTO_SECONDS_SHARE:.0%}, "
-        f"{holds_or_not(_auto_holds(auto))}; with the best arm of each passage, known afterwards, "
-        f"it would have had {_inverse(auto['gain_share_of_hindsight'])} times that gain.",
-        _sift_sentence(found["sift_minus_nn"]),
+        f"{holds_or_not(_auto_holds(auto))}; the best arm of each passage, which is known only "
+        f"afterwards, gains {_inverse(auto['gain_share_of_hindsight'])} times as much as `auto`.",
     ]
 
 
@@ -161,21 +182,30 @@ def _by_domain(domains: Mapping[str, Any], key: str) -> str:
     ahead = [name for name, points in large.items() if points[1] > 0]
     behind = [name for name, points in large.items() if points[2] < 0]
     return (
-        f"the interval is above 0 in {_listed(ahead)} and below 0 in {_listed(behind)} of "
-        f"{len(large)}"
+        f"the interval is above 0 in {_listed(ahead)} and below 0 in {_listed(behind)} of the "
+        f"{len(large)} with {MIN_DOCUMENTS} documents or more"
     )
 
 
 def _sift_sentence(differences: Mapping[str, Any]) -> str:
-    first = {corpus: next(iter(by_kernel.values())) for corpus, by_kernel in differences.items()}
-    arm = next((arm for arm in _COMPARED if all(arm in each for each in first.values())), None)
-    if arm is None or not first:
+    by_corpus = {
+        _CORPORA[corpus]: by_kernel[DEFAULT]
+        for corpus, by_kernel in differences.items()
+        if DEFAULT in by_kernel
+    }
+    measured = [arm for arm in _COMPARED if any(arm in each for each in by_corpus.values())]
+    if not measured:
         return "5. SIFT was not compared with nearest neighbours."
     return (
-        f"5. {_COMPARED[arm]}, SIFT minus nearest neighbours is "
+        "5. SIFT minus nearest neighbours, in points, is "
         + "; ".join(
-            f"{interval_cell(found[arm])} points where the corpus is {_kind(corpus)}"
-            for corpus, found in first.items()
+            f"{_COMPARED[arm]} "
+            + ", ".join(
+                f"{interval_cell(found[arm])} {where}"
+                for where, found in by_corpus.items()
+                if arm in found
+            )
+            for arm in measured
         )
         + " (below 0: SIFT is better)."
     )
@@ -187,10 +217,6 @@ def _colour(name: str) -> str:
     if name.startswith("corpus"):
         return "#2471a3"
     return "#222222" if "NN" in name else "#c0392b"
-
-
-def _kind(corpus: str) -> str:
-    return "of " + corpus if corpus.startswith("releases") else corpus
 
 
 def _inverse(value: float | None) -> str:

@@ -115,20 +115,39 @@ def test_no_share_is_made_up_where_nothing_gains_or_seconds_are_unknown() -> Non
 
 def test_sift_is_compared_by_corpus_kernel_and_near_copies() -> None:
     compared = [
-        row(number, {"NN 20": 90.0}, corpus="deduplicated", kernel="base-model", copies=1.0)
-        for number in range(2)
+        *(
+            row(number, {"NN 20": 90.0}, corpus="deduplicated", kernel="base-model", copies=1.0)
+            for number in range(2)
+        ),
+        *(row(number, {"NN 20": 97.0}, copies=0.5) for number in range(3)),
     ]
     main = [row(number, _PERCENTS) for number in range(4)]
 
-    _, numbers = result_of(parts(main, compared))
+    result, numbers = result_of(parts(main, compared))
+    alone = result_of(parts(main))[1]["sift_minus_nn"]
 
+    assert alone["as it is"]["all-MiniLM-L6-v2"]["fresh + 20"] == pytest.approx((-1,) * 3)
     differences = numbers["sift_minus_nn"]
-    assert differences["as it is"]["all-MiniLM-L6-v2"]["fresh + 20"] == pytest.approx((-1,) * 3)
+    assert differences["as it is"]["all-MiniLM-L6-v2"]["fresh + 20"] == pytest.approx((3,) * 3)
     assert differences["deduplicated"]["base-model"]["fresh + 20"] == pytest.approx((10,) * 3)
-    by_copies = sift_minus_nn_by_copies([Row(**each) for each in [*main, *compared]], CHOICE)
+    # Those of one kernel.
+    by_copies = result["sift_minus_nn_by_copies"]
+    assert {share: found["passages"] for share, found in by_copies.items()} == {"25 to 100 %": 3}
+    lines = _written(result)
+    assert "| deduplicated | base-model | 2 | fresh + 20 | 10.0 (10.0 to 10.0) |" in lines
+    assert "| as it is | all-MiniLM-L6-v2 | 3 | fresh + 20 | 3.0 (3.0 to 3.0) |" in lines
+    # On the corpora of all arms.
+    assert "| as it is | fresh + 20 | -1.0 (-1.0 to -1.0) |" in lines
+
+
+def test_passages_are_grouped_by_their_near_copies() -> None:
+    rows = [Row(**row(number, {}, copies=copies)) for number, copies in enumerate((0.1, 0.2, 1.0))]
+
+    by_copies = sift_minus_nn_by_copies(rows, CHOICE)
+
     assert {share: found["passages"] for share, found in by_copies.items()} == {
-        "5 to 25 %": 4,
-        "25 to 100 %": 2,
+        "5 to 25 %": 2,
+        "25 to 100 %": 1,
     }
 
 
@@ -159,6 +178,11 @@ def test_right_answers_are_counted_and_compared_with_the_chosen_text_shown() -> 
     assert "| base, its document shown | 100.0 (100.0 to 100.0) | 25.0 (0.0 to 50.0) |" in lines
     assert "| base, shown | 75.0 (50.0 to 100.0) |  |" in lines
     assert any("Per cent of 4 questions" in line and "of the 25" in line for line in lines)
+    assert any(
+        "75.0 (50.0 to 100.0) points more than the best way without any text in the prompt, `base`"
+        in line
+        for line in lines
+    )
 
 
 def test_a_part_alone_has_numbers() -> None:
@@ -184,20 +208,20 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
     ]
     assert any("proof-gains.svg" in line for line in lines[:rest])
     for text in (
-        "| corpus if better + 10, shown | 80.0 (80.0 to 80.0) | 0 of 4 | 0.0 (0.0 to 0.0) |",
-        "The adapters of 1 corpora of 1.20 to 1.20 MB were trained ahead, in 800 (800 to 800) s",
+        "| corpus if better + 10, shown | 80.0 (80.0 to 80.0) | -2.0 (-2.0 to -2.0) | 0 of 4 | 0.0",
+        "The adapters of 1 corpora of 1.20 MB each were trained ahead, in 800 (800 to 800) s",
         "1. On 4 passages of 4 documents in 2 domains",
         "2. All together (`corpus if better + 10, shown`) reach 80.0 (80.0 to 80.0) %, better "
-        "than that by 10.0 (10.0 to 10.0) points; compared with the best single way of each domain",
+        "than that by 10.0 (10.0 to 10.0) points; compared with the best way alone in each domain",
         "3. `auto` reaches 82.0 (82.0 to 82.0) %, better than that by 8.0 (8.0 to 8.0) points; ",
         "`auto` has 90% of the gain of the best arm",
         "**does not hold**",
-        "SIFT minus nearest neighbours is -1.0 (-1.0 to -1.0) points where the corpus is as it is;",
+        "5. SIFT minus nearest neighbours, in points, is after 20 steps from scratch 0.0 (0.0 to 0",
     ):
         assert any(text in line for line in lines[:rest]), text
     for text in (
         "| domain 0 | 50 | 1,500 | 1.20 | 3 | 0 | 1,400 | 800 |",
-        "| 5 to 25 % | 5 | fresh + 20 | -0.8 (",
+        "| 5 to 25 % | 1 | fresh + 20 | 0.0 (",
     ):
         assert any(text in line for line in lines[rest:]), text
 
@@ -223,11 +247,12 @@ def test_the_part_with_most_passages_is_the_first_page() -> None:
         first = lines[: lines.index("### By domain, without a step")]
         for text in (
             "1. On 4 passages of 4 documents in 2 domains",
-            "the best single way is the nearest text in the prompt, with 97.0 (97.0 to 97.0) %",
-            "2. All together (`corpus, shown`) reach 90.0 (90.0 to 90.0) %, better than that by 7",
+            "the best way alone is the nearest text in the prompt, with 97.0 (97.0 to 97.0) %",
+            "2. The adapter and text in the prompt together (`corpus, shown`) reach 90.0 (90",
             "3. `auto` reaches 101.0 (101.0 to 101.0) %, better than that by -4.0 (-4.0 to -4.0)",
-            "| what `auto` does | auto | 101.0 (101.0 to 101.0) | 4 of 4 |",
-            "5. With the text in the prompt alone, SIFT minus nearest neighbours is 3.0 (3.0 to 3",
+            "| what `auto` does | auto | 101.0 (101.0 to 101.0) |  | 4 of 4 |",
+            "| that of the corpus, and text that SIFT chooses in the prompt | corpus, shown | 90.",
+            "5. SIFT minus nearest neighbours, in points, is with the text in the prompt alone 3.0",
         ):
             assert any(text in line for line in first), text
     assert "### With steps" in _written(both)
@@ -245,7 +270,7 @@ def test_domains_of_few_documents_are_not_named_in_the_sentences() -> None:
     lines = _written(result_of(parts(rows))[0])
 
     assert any(
-        "the interval is above 0 in 1 (large) and below 0 in 1 (larger) of 2." in line
+        "above 0 in 1 (large) and below 0 in 1 (larger) of the 2 with 5 documents or" in line
         for line in lines
         if line.startswith("3.")
     )
