@@ -6,8 +6,8 @@
   corpus, all together, and what the server's `auto` does.
   With `--trainings none` only what takes no step, and `auto`: seconds for a passage, where all arms
   take minutes. It is a part of its own.
-- strategies: SIFT beside nearest neighbours, on larger corpora as they are, on the same without
-  near copies, and with another embedder.
+- strategies: SIFT beside nearest neighbours, on corpora of their own: as they are, without near
+  copies, and with another embedder.
 - facts: questions on a handbook of invented facts, by how many answers are right.
 
 An interrupted run of the same code and size goes on, and one with the `--out` of such a run adds

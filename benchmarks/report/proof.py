@@ -9,7 +9,13 @@ from benchmarks.report.formatting import Plots, Result, interval_cell, titled_ta
 from benchmarks.report.proof_corpora import corpora_and_runs
 from benchmarks.report.proof_domains import domains
 from benchmarks.report.proof_page import page
+from selection.config import DEFAULT
 
+_INTRODUCTION = (
+    "How well a model predicts text that follows a prompt, of documents that it has never seen, in "
+    "bits per byte: fewer are better. In parentheses are 90 % intervals over documents. SIFT "
+    "chooses text that is relevant to the prompt and not redundant."
+)
 # Heading and text of each part where it is not the first page, and the name of its plot.
 _PARTS = {
     "arms": (
@@ -30,11 +36,11 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
     """The part with the most passages on one page and by domain, then the other; then the rest."""
     result = results["proof"]
     parts = {name: result["parts"][name] for name in _PARTS if name in result["parts"]}
-    lines: list[str] = []
+    lines = [_INTRODUCTION, ""]
     for name in sorted(parts, key=lambda each: -len(parts[each]["rows"])):
         found = result if name == "arms" else result["without_steps"]
         title, words, plot = _PARTS[name]
-        if lines:
+        if lines[2:]:
             lines += [f"### {title}", "", f"{words} The runs are [below](#runs).", ""]
         own = result["sift_minus_nn_with_steps"] if name == "arms" else found["sift_minus_nn"]
         compared = result["sift_minus_nn"] if "strategies" in result["parts"] else own
@@ -71,10 +77,12 @@ def _strategies(result: Result) -> list[str]:
     return [
         *titled_table(
             "SIFT minus nearest neighbours",
-            "On corpora of their own, larger ones without an adapter: points of the base model's "
-            "bits per byte, paired by passage; below 0 where SIFT is better. A deduplicated corpus "
-            "has no document of which half of the runs of eight words are in others, nor one that "
-            "has half of those of what is scored.",
+            "On corpora of their own, without an adapter (sizes [below](#the-corpora)): points of "
+            "the base model's bits per byte, paired by passage; below 0 where SIFT is better. A "
+            "deduplicated corpus has no document of which half of the runs of eight words are in "
+            "documents kept before it, nor one that has half of those of what is scored. The rows "
+            "are of different domains and passages: each is to be compared with 0, not with the "
+            "others.",
             ["corpus", "kernel", "passages", "arm", "difference"],
             [
                 [corpus, kernel, str(passages[corpus, kernel]), arm, interval_cell(difference)]
@@ -85,8 +93,8 @@ def _strategies(result: Result) -> list[str]:
         ),
         *titled_table(
             "The same by near copies",
-            "By the share of near copies among the 200 sequences nearest to the prompt, with the "
-            "first kernel. A passage counts once with each corpus.",
+            "By the share of near copies among the 200 sequences nearest to the prompt, with "
+            f"{DEFAULT}. A passage counts once with each corpus.",
             ["near copies", "passages", "arm", "difference"],
             [
                 [share, str(found["passages"]), arm, interval_cell(difference)]
@@ -104,17 +112,15 @@ def _facts(result: Result) -> list[str]:
     differences = {arm: interval_cell(each) for arm, each in result["facts_minus_shown"].items()}
     learnt = part["learnt"]
     trained = max((arm for arm in right if "shown" not in arm), key=lambda arm: right[arm][0])
-    mean, low, high = result["facts_minus_shown"][trained]
-    more = (-mean, -high, -low)
     return titled_table(
         "Questions on a handbook of invented facts",
         f"Per cent of {len(part['rows'])} questions that are answered right, in a chat, and how "
         "many points that is above the chosen text in the prompt alone. What is chosen of the "
         f"{part['handbook']['sequences']} sequences, eight of them, has the answer to "
         f"{interval_cell(result['facts_in_shown'])} % of the questions. The adapter of the corpus "
-        f"was trained in {learnt['seconds']:.0f} seconds. The chosen text in the prompt alone has "
-        f"{interval_cell(more)} points more than the best way without any text in the prompt, "
-        f"`{trained}`.",
+        f"was trained in {learnt['seconds']:.0f} seconds. The best way without any text in the "
+        f"prompt, `{trained}`, minus the chosen text in the prompt alone: {differences[trained]} "
+        "points.",
         ["arm", "right, %", "minus `base, shown`"],
         [[arm, interval_cell(found), differences.get(arm, "")] for arm, found in right.items()],
     )

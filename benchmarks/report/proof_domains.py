@@ -49,15 +49,15 @@ def domains(
 def _ahead(by_domain: Mapping[str, Any], title: str) -> list[str]:
     return titled_table(
         title,
-        "By how many points all together and `auto` are better than the best way alone in each "
-        "domain, which is chosen on the passages that it is reported on; and which shares of the "
-        "best arm's gain and seconds `auto` has there.",
+        "By how many points all of them together and `auto` are better than the best way alone in "
+        "each domain, which is chosen on the passages that it is reported on; and which shares of "
+        "the best arm's gain and seconds `auto` has there.",
         [
             "domain",
             "passages",
             "documents",
             "best way alone",
-            "all together better by",
+            "together better by",
             "`auto` better by",
             "best arm",
             "`auto`: gain",

@@ -33,6 +33,10 @@ _WORDS = {
     "corpus if better + 10, shown": "the same, and text that SIFT chooses in the prompt",
     "auto": "what `auto` does",
 }
+_SECONDS = (
+    "Seconds to the first token are computed from measured costs: of choosing and training, of "
+    "loading an adapter, and of the tokens of the prompt at the speed of the base model."
+)
 _TICKS = [digit * 10**power for power in range(-2, 3) for digit in (1, 2, 5)]
 # The arms by which SIFT and the nearest sequences are compared, and on which corpora.
 _COMPARED = {
@@ -41,7 +45,7 @@ _COMPARED = {
 }
 _CORPORA = {
     "as it is": "on corpora as they are",
-    "releases side by side": "on releases side by side",
+    "releases side by side": "on corpora of several releases",
     "deduplicated": "on deduplicated corpora",
 }
 
@@ -72,7 +76,7 @@ def page(
                 "",
                 "arm",
                 "bits per byte, % of base",
-                "`auto` better by",
+                "`auto` better by, points",
                 "worse than base",
                 "next line exact, %",
                 "s to the first token",
@@ -92,7 +96,7 @@ def page(
             ],
         ),
         *_trained_ahead(part),
-        *([_gains(arms, plots, plot), ""] if has_seconds else []),
+        *([_SECONDS, "", _gains(arms, plots, plot), ""] if has_seconds else []),
         *_sentences(found, part, model),
         _sift_sentence(differences),
         "",
@@ -108,10 +112,8 @@ def _trained_ahead(part: Result) -> list[str]:
     least, most = (f"{find(megabytes):.2f}" for find in (min, max))
     sizes = least if least == most else f"{least} to {most}"
     return [
-        f"The adapters of {len(seconds)} corpora of {sizes} MB each were "
-        f"trained ahead, in {median_cell(seconds, 0)} seconds each. Seconds to the first token are "
-        "computed from measured costs: of choosing and training, of loading an adapter, and of the "
-        "tokens of the prompt, as the base model reads them.",
+        f"Adapters of corpora, of {sizes} MB each, were trained ahead: {len(seconds)}, in "
+        f"{median_cell(seconds, 0)} seconds (median, least and most).",
         "",
     ]
 
@@ -145,7 +147,7 @@ def _gains(arms: Mapping[str, Any], plots: Plots, plot: str) -> str:
 
 
 def _sentences(found: Mapping[str, Any], part: Result, model: str) -> list[str]:
-    """Four sentences, each of its own numbers."""
+    """The first four sentences."""
     arms, rows, auto = found["by_arm"], part["rows"], found["auto"]
     best, together = found["together_ahead"]["best_single"], found["together_ahead"]["arm"]
     all_ways = "All together" if "+" in together else "The adapter and text in the prompt together"
@@ -157,16 +159,15 @@ def _sentences(found: Mapping[str, Any], part: Result, model: str) -> list[str]:
         "base model's bits per byte.",
         *(
             f"{number}. {words} {interval_cell(arms[found[key]['arm']]['percent_of_base'])} %, "
-            f"better than that by {interval_cell(found[key]['points'])} points; compared with the "
-            f"best way alone in each domain, {_by_domain(found['by_domain'], key)}."
+            f"better than that by {interval_cell(found[key]['points'])} points; "
+            f"{_by_domain(found['by_domain'], key)}."
             for number, (key, words) in enumerate(ways.items(), start=2)
         ),
         f"4. `auto` has {share_cell(auto['gain_share'])} of the gain of the best arm "
         f"(`{auto['best_arm']}`; `auto` is better by {interval_cell(auto['ahead'])} points) at "
         f"{share_cell(auto['seconds_share'])} of its seconds to the first token; the goal, at "
         f"least {MIN_AUTO_GAIN_SHARE:.0%} at no more than {MAX_AUTO_SECONDS_SHARE:.0%}, "
-        f"{holds_or_not(_auto_holds(auto))}; the best arm of each passage, which is known only "
-        f"afterwards, gains {_inverse(auto['gain_share_of_hindsight'])} times as much as `auto`.",
+        f"{holds_or_not(_auto_holds(auto))}{_hindsight(auto['gain_share_of_hindsight'])}.",
     ]
 
 
@@ -178,12 +179,13 @@ def _by_domain(domains: Mapping[str, Any], key: str) -> str:
         if each["documents"] >= MIN_DOCUMENTS
     }
     if not large:
-        return f"no domain has the {MIN_DOCUMENTS} documents for an interval"
+        return f"no domain has the {MIN_DOCUMENTS} documents that an interval by domain needs"
     ahead = [name for name, points in large.items() if points[1] > 0]
     behind = [name for name, points in large.items() if points[2] < 0]
     return (
-        f"the interval is above 0 in {_listed(ahead)} and below 0 in {_listed(behind)} of the "
-        f"{len(large)} with {MIN_DOCUMENTS} documents or more"
+        f"compared with the best way alone in each domain, the interval is above 0 in "
+        f"{_listed(ahead)} and below 0 in {_listed(behind)} of the {len(large)} with "
+        f"{MIN_DOCUMENTS} documents or more"
     )
 
 
@@ -197,9 +199,9 @@ def _sift_sentence(differences: Mapping[str, Any]) -> str:
     if not measured:
         return "5. SIFT was not compared with nearest neighbours."
     return (
-        "5. SIFT minus nearest neighbours, in points, is "
+        "5. SIFT minus nearest neighbours, in points (below 0: SIFT is better), "
         + "; ".join(
-            f"{_COMPARED[arm]} "
+            f"{_COMPARED[arm]}: "
             + ", ".join(
                 f"{interval_cell(found[arm])} {where}"
                 for where, found in by_corpus.items()
@@ -207,7 +209,7 @@ def _sift_sentence(differences: Mapping[str, Any]) -> str:
             )
             for arm in measured
         )
-        + " (below 0: SIFT is better)."
+        + "."
     )
 
 
@@ -219,8 +221,13 @@ def _colour(name: str) -> str:
     return "#222222" if "NN" in name else "#c0392b"
 
 
-def _inverse(value: float | None) -> str:
-    return f"{1 / value:.1f}" if value else "an unknown number of"
+def _hindsight(share: float | None) -> str:
+    if share is None or share <= 0:
+        return ""
+    return (
+        "; the best arm of each passage, which is known only afterwards, gains "
+        f"{1 / share:.1f} times as much as `auto`"
+    )
 
 
 def _auto_holds(auto: Mapping[str, Any]) -> bool:
