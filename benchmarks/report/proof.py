@@ -111,16 +111,16 @@ def _facts(result: Result) -> list[str]:
     part = result["parts"]["facts"]
     differences = {arm: interval_cell(each) for arm, each in result["facts_minus_shown"].items()}
     learnt = part["learnt"]
-    trained = max((arm for arm in right if "shown" not in arm), key=lambda arm: right[arm][0])
+    best = max((arm for arm in right if "shown" not in arm), key=lambda arm: right[arm][0])
     return titled_table(
         "Questions on a handbook of invented facts",
         f"Per cent of {len(part['rows'])} questions that are answered right, in a chat, and how "
         "many points that is above the chosen text in the prompt alone. What is chosen of the "
         f"{part['handbook']['sequences']} sequences, eight of them, has the answer to "
         f"{interval_cell(result['facts_in_shown'])} % of the questions. The adapter of the corpus "
-        f"was trained in {learnt['seconds']:.0f} seconds. The best way without any text in the "
-        f"prompt, `{trained}`, minus the chosen text in the prompt alone: {differences[trained]} "
-        "points.",
+        f"was trained in {learnt['seconds']:.0f} seconds. The best way without text in the prompt, "
+        f"trained or not, has {right[best][0]:.1f} % right; minus the chosen text in the prompt "
+        f"alone, that is {differences[best]} points.",
         ["arm", "right, %", "minus `base, shown`"],
         [[arm, interval_cell(found), differences.get(arm, "")] for arm, found in right.items()],
     )

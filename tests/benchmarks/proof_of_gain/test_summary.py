@@ -179,7 +179,7 @@ def test_right_answers_are_counted_and_compared_with_the_chosen_text_shown() -> 
     assert "| base, shown | 75.0 (50.0 to 100.0) |  |" in lines
     assert any("Per cent of 4 questions" in line and "of the 25" in line for line in lines)
     assert any(
-        "without any text in the prompt, `base`, minus the chosen text in the prompt alone: -75.0 ("
+        "trained or not, has 0.0 % right; minus the chosen text in the prompt alone, that is -75.0 "
         in line
         for line in lines
     )
