@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.report.formatting import Plots, Result, interval_cell, titled_table
 from benchmarks.report.proof_corpora import corpora_and_runs
 from benchmarks.report.proof_domains import domains
-from benchmarks.report.proof_page import page
+from benchmarks.report.proof_page import MIN_DOCUMENTS, page
 from selection.config import DEFAULT
 
 _INTRODUCTION = (
@@ -43,7 +44,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         if lines[2:]:
             lines += [f"### {title}", "", f"{words} The runs are [below](#runs).", ""]
         own = result["sift_minus_nn_with_steps"] if name == "arms" else found["sift_minus_nn"]
-        compared = result["sift_minus_nn"] if "strategies" in result["parts"] else own
+        compared = _with_intervals(result) if "strategies" in result["parts"] else own
         lines += page(found, parts[name], result["model"], plots, plot, compared)
         lines += domains(found, parts[name], title.lower(), own)
     return [
@@ -72,8 +73,7 @@ def _equal_seconds(result: Result) -> list[str]:
 def _strategies(result: Result) -> list[str]:
     if "strategies" not in result["parts"]:
         return []
-    rows, by_copies = result["parts"]["strategies"]["rows"], result["sift_minus_nn_by_copies"]
-    passages = Counter((row["corpus"], row["kernel"]) for row in rows)
+    passages, by_copies = _passages(result), result["sift_minus_nn_by_copies"]
     return [
         *titled_table(
             "SIFT minus nearest neighbours",
@@ -85,7 +85,13 @@ def _strategies(result: Result) -> list[str]:
             "others.",
             ["corpus", "kernel", "passages", "arm", "difference"],
             [
-                [corpus, kernel, str(passages[corpus, kernel]), arm, interval_cell(difference)]
+                [
+                    corpus,
+                    kernel,
+                    str(passages[corpus, kernel]),
+                    arm,
+                    _difference_cell(difference, passages[corpus, kernel]),
+                ]
                 for corpus, by_kernel in result["sift_minus_nn"].items()
                 for kernel, by_arm in by_kernel.items()
                 for arm, difference in by_arm.items()
@@ -97,12 +103,42 @@ def _strategies(result: Result) -> list[str]:
             f"{DEFAULT}. A passage counts once with each corpus.",
             ["near copies", "passages", "arm", "difference"],
             [
-                [share, str(found["passages"]), arm, interval_cell(difference)]
+                [
+                    share,
+                    str(found["passages"]),
+                    arm,
+                    _difference_cell(difference, found["passages"]),
+                ]
                 for share, found in by_copies.items()
                 for arm, difference in found["arms"].items()
             ],
         ),
     ]
+
+
+def _passages(result: Result) -> Counter[tuple[str, str]]:
+    """Passages by which strategies were compared, by kind of corpus and kernel."""
+    rows = result["parts"]["strategies"]["rows"]
+    return Counter((row["corpus"], row["kernel"]) for row in rows)
+
+
+def _with_intervals(result: Result) -> dict[str, dict[str, Any]]:
+    """SIFT minus nearest neighbours where there are enough passages for an interval."""
+    passages = _passages(result)
+    return {
+        corpus: {
+            kernel: by_arm
+            for kernel, by_arm in by_kernel.items()
+            if passages[corpus, kernel] >= MIN_DOCUMENTS
+        }
+        for corpus, by_kernel in result["sift_minus_nn"].items()
+    }
+
+
+def _difference_cell(difference: Sequence[float], passages: int) -> str:
+    if passages < MIN_DOCUMENTS:
+        return f"{difference[0]:.1f} (too few for an interval)"
+    return interval_cell(difference)
 
 
 def _facts(result: Result) -> list[str]:

@@ -18,7 +18,7 @@ from benchmarks.report.formatting import (
 )
 from selection.config import DEFAULT
 
-# Documents of a domain from which its interval is named in a sentence.
+# Documents of a domain, or passages by which strategies are compared, that an interval needs.
 MIN_DOCUMENTS = 5
 # What the table shows, in the words of a reader.
 _WORDS = {
