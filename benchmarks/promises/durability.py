@@ -100,8 +100,9 @@ def work(root: Location, worker: str, seed: int) -> None:
     index_manager._MAX_CHANGES = 0  # so that each "build" builds the whole index
     if seed % 2:  # with inverted lists, else flat
         Index.build = functools.partial(Index.build, flat_limit=10)  # type: ignore[method-assign]
-    print("ready", flush=True)
     corpus, embedder = Corpus.open(root, NAME), TextEmbedder()
+    # To open a corpus may take longer than the time until the kill.
+    print("ready", flush=True)
     for number, change in enumerate(changes(worker, seed)):
         if change.kind == "add":
             chunks = [Chunk(i, text, (seed, number, i)) for i, text in enumerate(change.texts)]
