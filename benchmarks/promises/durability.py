@@ -98,11 +98,17 @@ def changes(worker: str, seed: int) -> Iterator[Change]:
 def work(root: Location, worker: str, seed: int) -> None:
     """Make changes until killed, and print the number of each acknowledged one; runs in a child."""
     index_manager._MAX_CHANGES = 0  # so that each "build" builds the whole index
-    if seed % 2:  # with inverted lists, else flat
+    # Seeds of successive rounds are apart by the number of workers.
+    turn = seed // len(WORKERS)
+    if turn % 2:  # with inverted lists, else flat
         Index.build = functools.partial(Index.build, flat_limit=10)  # type: ignore[method-assign]
+    # Opening may take longer than the time until the kill: only some rounds kill meanwhile, too.
+    is_killed_while_opening = turn % 4 >= 2
+    if is_killed_while_opening:
+        print("ready", flush=True)
     corpus, embedder = Corpus.open(root, NAME), TextEmbedder()
-    # To open a corpus may take longer than the time until the kill.
-    print("ready", flush=True)
+    if not is_killed_while_opening:
+        print("ready", flush=True)
     for number, change in enumerate(changes(worker, seed)):
         if change.kind == "add":
             chunks = [Chunk(i, text, (seed, number, i)) for i, text in enumerate(change.texts)]

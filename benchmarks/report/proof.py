@@ -38,10 +38,11 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
     result = results["proof"]
     parts = {name: result["parts"][name] for name in _PARTS if name in result["parts"]}
     lines = [_INTRODUCTION, ""]
-    for name in sorted(parts, key=lambda each: -len(parts[each]["rows"])):
+    in_order = sorted(parts, key=lambda each: -len(parts[each]["rows"]))
+    for name in in_order:
         found = result if name == "arms" else result["without_steps"]
         title, words, plot = _PARTS[name]
-        if lines[2:]:
+        if name != in_order[0]:
             lines += [f"### {title}", "", f"{words} The runs are [below](#runs).", ""]
         own = result["sift_minus_nn_with_steps"] if name == "arms" else found["sift_minus_nn"]
         compared = _with_intervals(result) if "strategies" in result["parts"] else own
